@@ -1,0 +1,50 @@
+"""dpa4sim: the DPA4 interatomic potential as a batched engine.
+
+    structures -> adapters -> Batch -> edges -> model -> Potential -> relax
+
+    adapters/    the only place that speaks another project's vocabulary
+    batch.py     Batch: many structures packed in flat tensors
+    cli/         one file per verb
+    config.py    DPA4Config: the options of the network
+    edges.py     neighbour lists, edge vectors, CSR order
+    errors.py    exceptions for the border, Status for systems in a batch
+    model/       Batch -> energy, one file per subsection of paper 4.2
+    potential.py energy -> forces, stress; precision; save and load
+    relax/       Batch -> relaxed Batch + Status
+    units.py     the constants, once
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Batch": "batch",
+    "ConfigError": "errors",
+    "DPA4Config": "config",
+    "DataError": "errors",
+    "ModelError": "errors",
+    "Potential": "potential",
+    "Prediction": "potential",
+    "RelaxResult": "relax",
+    "Status": "errors",
+    "load": "potential",
+    "relax": "relax",
+}
+
+__all__ = list(_HOME)
+
+if TYPE_CHECKING:
+    from dpa4sim.batch import Batch
+    from dpa4sim.config import DPA4Config
+    from dpa4sim.errors import ConfigError, DataError, ModelError, Status
+    from dpa4sim.potential import Potential, Prediction, load
+    from dpa4sim.relax import RelaxResult, relax
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `import dpa4sim` stays instant."""
+    if name not in _HOME:
+        raise AttributeError(f"dpa4sim has no '{name}'. It has {', '.join(_HOME)}.")
+    return getattr(import_module(f"dpa4sim.{_HOME[name]}"), name)

@@ -1,0 +1,292 @@
+"""Batch: many unlike structures packed in flat tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dpa4sim.errors import DataError
+
+MIN_DISTANCE_A = 1e-3
+"""Two atoms closer than this are taken to be one site entered twice."""
+
+HEAVIEST = 118
+"""Largest atomic number of a known element."""
+
+PROBE_A = 6.0
+"""A structure must be computable with this cutoff, a usual one, before any model sees it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Structures packed atom after atom; system s owns the atoms with `system_idx == s`.
+
+    Args:
+        positions: Å.
+        atomic_numbers: nuclear charge Z of each atom.
+        cell: Å; the rows are the lattice vectors; zero rows for a system without a cell.
+        pbc: periodic or not along each lattice vector.
+        system_idx: the system of each atom, ascending.
+        n_atoms: atoms in each system.
+        charge: total charge in elementary charges, for models conditioned on it.
+        spin: total spin (multiplicity), for models conditioned on it.
+    """
+
+    positions: Float[Tensor, "atom 3"]
+    atomic_numbers: Int[Tensor, " atom"]
+    cell: Float[Tensor, "system 3 3"]
+    pbc: Bool[Tensor, "system 3"]
+    system_idx: Int[Tensor, " atom"]
+    n_atoms: Int[Tensor, " system"]
+    charge: Float[Tensor, " system"] | None = None
+    spin: Float[Tensor, " system"] | None = None
+
+    @property
+    def n_systems(self) -> int:
+        """Number of systems, from a shape: no device sync."""
+        return self.n_atoms.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of every tensor."""
+        return self.positions.device
+
+    @property
+    def volume(self) -> Float[Tensor, " system"]:
+        """|a . b x c| in Å^3; zero for a system without a cell."""
+        a, b, c = self.cell.unbind(1)
+        return dot(a, cross(b, c)).abs()
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def with_geometry(
+        self, positions: Float[Tensor, "atom 3"], cell: Float[Tensor, "system 3 3"]
+    ) -> Batch:
+        """The same atoms elsewhere."""
+        return replace(self, positions=positions, cell=cell)
+
+    def split(self) -> list[Batch]:
+        """One Batch per system.  Reads `n_atoms` on the host."""
+        counts = self.n_atoms.tolist()
+        starts = accumulate(counts, initial=0)
+        return [
+            self._part(slice(start, start + count), slice(s, s + 1))
+            for s, (start, count) in enumerate(zip(starts, counts, strict=False))
+        ]
+
+    def select(self, systems: Sequence[int]) -> Batch:
+        """The named systems, in the given order, each as often as named.  Reads `n_atoms`.
+
+        Raises:
+            DataError: none is named, or one that is not there.
+        """
+        if not systems:
+            raise DataError("A batch needs at least one structure; none was selected.")
+        beyond = [s for s in systems if not 0 <= s < self.n_systems]
+        if beyond:
+            raise DataError(
+                f"There is no system {beyond[0]} in this batch. "
+                f"Its {self.n_systems} systems are numbered from 0."
+            )
+        counts = self.n_atoms.tolist()
+        starts = list(accumulate(counts, initial=0))
+        rows = [torch.arange(starts[s], starts[s + 1]) for s in systems]
+        atoms = torch.cat(rows).to(self.device)
+        chosen = torch.tensor(list(systems), device=self.device)
+        part = self._part(atoms, chosen)
+        lengths = torch.tensor([counts[s] for s in systems])
+        system_idx = torch.arange(len(systems)).repeat_interleave(lengths)
+        return replace(part, system_idx=system_idx.to(self.device))
+
+    @classmethod
+    def single(
+        cls,
+        positions: Tensor,
+        atomic_numbers: Tensor,
+        cell: Tensor | None = None,
+        pbc: Tensor | Sequence[bool] | bool = False,
+        *,
+        charge: float | None = None,
+        spin: float | None = None,
+    ) -> Batch:
+        """One system from its arrays; positions, cell, charge and spin become float64.
+
+        Raises:
+            DataError: the arrays do not describe the same atoms, or the cell is not 3 x 3.
+        """
+        positions = torch.as_tensor(positions, dtype=torch.float64).reshape(-1, 3)
+        device, n = positions.device, positions.shape[0]
+        numbers = torch.as_tensor(atomic_numbers, device=device).long().reshape(-1)
+        if len(numbers) != n:
+            raise DataError(f"{n} positions and {len(numbers)} atomic numbers. Give one each.")
+        cell = torch.zeros(3, 3) if cell is None else torch.as_tensor(cell)
+        if tuple(cell.shape) not in ((3, 3), (1, 3, 3)):
+            raise DataError(
+                f"The cell has shape {tuple(cell.shape)}. Give 3 x 3, the rows being the vectors."
+            )
+        flags = torch.as_tensor(pbc, device=device, dtype=torch.bool).expand(3)
+
+        def per_system(value: float | None) -> Tensor | None:
+            if value is None:
+                return None
+            return torch.tensor([float(value)], dtype=torch.float64, device=device)
+
+        return cls(
+            positions=positions,
+            atomic_numbers=numbers,
+            cell=cell.to(device, torch.float64).reshape(1, 3, 3),
+            pbc=flags.reshape(1, 3).clone(),
+            system_idx=torch.zeros(n, dtype=torch.long, device=device),
+            n_atoms=torch.tensor([n], device=device),
+            charge=per_system(charge),
+            spin=per_system(spin),
+        )
+
+    @classmethod
+    def concatenate(cls, batches: Iterable[Batch]) -> Batch:
+        """Pack batches one after another.
+
+        Raises:
+            DataError: nothing to pack, or `charge`/`spin` is given for some systems only.
+        """
+        parts = list(batches)
+        if not parts:
+            raise DataError("A batch needs at least one structure; none was given.")
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        def optional(name: str) -> Tensor | None:
+            given = [getattr(part, name) is not None for part in parts]
+            if any(given) and not all(given):
+                raise DataError(
+                    f"{sum(given)} of {len(given)} structures carry '{name}'. "
+                    f"Give '{name}' for every structure of a batch or for none."
+                )
+            return joined(name) if all(given) else None
+
+        n_atoms, positions = joined("n_atoms"), joined("positions")
+        systems = torch.arange(len(n_atoms), device=n_atoms.device)
+        return cls(
+            positions=positions,
+            atomic_numbers=joined("atomic_numbers"),
+            cell=joined("cell"),
+            pbc=joined("pbc"),
+            system_idx=systems.repeat_interleave(n_atoms, output_size=len(positions)),
+            n_atoms=n_atoms,
+            charge=optional("charge"),
+            spin=optional("spin"),
+        )
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        present = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{name: function(value) for name, value in present.items()})
+
+    def _part(self, atoms: slice | Tensor, systems: slice | Tensor) -> Batch:
+        """The rows of some atoms and systems, numbered as one system."""
+        return Batch(
+            positions=self.positions[atoms],
+            atomic_numbers=self.atomic_numbers[atoms],
+            cell=self.cell[systems],
+            pbc=self.pbc[systems],
+            system_idx=torch.zeros_like(self.system_idx[atoms]),
+            n_atoms=self.n_atoms[systems],
+            charge=None if self.charge is None else self.charge[systems],
+            spin=None if self.spin is None else self.spin[systems],
+        )
+
+
+def complaint(system: Batch, known_elements: frozenset[int] | None = None) -> str | None:
+    """What makes a one-system Batch unusable, as half a sentence; None when it is usable.
+
+    Args:
+        known_elements: atomic numbers that the model knows; None to skip the check.
+    """
+    if system.positions.shape[0] == 0:
+        return "it has no atoms"
+    return (
+        _not_finite(system)
+        or _unknown(system, known_elements)
+        or _flat(system)
+        or _coincident(system)
+    )
+
+
+def symbol(atomic_number: int) -> str:
+    """Chemical symbol, or `Z=..` outside the periodic table."""
+    from ase.data import chemical_symbols
+
+    known = 0 < atomic_number <= HEAVIEST
+    return chemical_symbols[atomic_number] if known else f"Z={atomic_number}"
+
+
+def dot(left: Float[Tensor, "*row 3"], right: Float[Tensor, "*row 3"]) -> Float[Tensor, "*row"]:
+    """Scalar product with its additions in one order: the same bits whatever the batch."""
+    product = left * right
+    return product[..., 0] + product[..., 1] + product[..., 2]
+
+
+def cross(left: Float[Tensor, "*row 3"], right: Float[Tensor, "*row 3"]) -> Float[Tensor, "*row 3"]:
+    """Vector product by separate operations: the same bits whatever the batch."""
+    a, b, c = left.unbind(-1)
+    x, y, z = right.unbind(-1)
+    return torch.stack([b * z - c * y, c * x - a * z, a * y - b * x], -1)
+
+
+def _not_finite(system: Batch) -> str | None:
+    from dpa4sim.edges import FARTHEST_A
+
+    for name, rows in (("position of atom", system.positions), ("cell vector", system.cell[0])):
+        sick = (~torch.isfinite(rows)).any(1)
+        if bool(sick.any()):
+            return f"{name} {int(sick.nonzero()[0])} is not a finite number"
+        far = (rows.abs() > FARTHEST_A).any(1)
+        if bool(far.any()):
+            return f"{name} {int(far.nonzero()[0])} lies beyond {FARTHEST_A:.0e} Å"
+    for name, value in (("charge", system.charge), ("spin", system.spin)):
+        if value is not None and not bool(torch.isfinite(value).all()):
+            return f"its {name} is not a finite number"
+    return None
+
+
+def _unknown(system: Batch, known_elements: frozenset[int] | None) -> str | None:
+    numbers = set(system.atomic_numbers.tolist())
+    nonsense = sorted(z for z in numbers if not 0 < z <= HEAVIEST)
+    if nonsense:
+        return f"no element has the atomic number {nonsense[0]}"
+    strangers = sorted(numbers - known_elements) if known_elements is not None else []
+    if strangers:
+        return f"the model does not know the element(s) {', '.join(map(symbol, strangers))}"
+    return None
+
+
+def _flat(system: Batch) -> str | None:
+    """Complaint about a periodic cell that cannot hold its atoms."""
+    from dpa4sim.edges import computable
+
+    if bool(computable(system, PROBE_A)[0]):
+        return None
+    if bool(system.pbc.all()) and float(system.volume[0]) > 1e-6:
+        return "its cell is so small or flat that its periodic images crowd onto each other"
+    return "it is periodic but its cell has no volume; set pbc to False or give three vectors"
+
+
+def _coincident(system: Batch) -> str | None:
+    """Complaint about two atoms on one site, periodic images included."""
+    from dpa4sim.edges import neighbors
+
+    edges = neighbors(system, cutoff=1.0)  # a shorter search pays for more, emptier grid cells
+    close = (dot(edges.vector, edges.vector) < MIN_DISTANCE_A**2).nonzero()[:, 0]
+    if len(close) == 0:
+        return None
+    first, second = int(edges.center[close[0]]), int(edges.neighbor[close[0]])
+    if first == second:
+        return f"atom {first} stands on its own periodic image"
+    return f"atoms {first} and {second} stand on one site"

@@ -1,0 +1,273 @@
+"""DPA4Config: the options of the network under the field's own words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from dpa4sim.errors import ConfigError
+
+NormPlace = Literal["before_convolution", "after_convolution", "before_ffn", "after_ffn"]
+GridOperation = Literal["product", "mlp", "branch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPA4Config:
+    """Every choice that fixes the network's function.  Paper section 4.2; names of Table S-17.
+
+    Args:
+        species: chemical symbols; the order is the order of the rows of the species tables.
+        cutoff: radius of the neighbour graph in Å.
+        channels: feature dimension C.
+        n_blocks: interaction layers.
+        max_degree: L, largest degree l of the atom features.
+        extra_degree: degrees above L that the embedding and feed-forward units carry besides.
+        max_order: M, largest order |m| kept in the edge frame.
+        degree_schedule: L of each block, not increasing; overrides `max_degree` and `n_blocks`.
+        order_schedule: M of each block; overrides `max_order`.
+        so2_layers: linear layers of the SO(2) stack.
+        so2_norm: a norm before each SO(2) layer but the last.
+        layer_scale: learnable scales on the SO(2) layers and the feed-forward output (Eq. 21).
+        n_focus: focuses F of the convolution.
+        focus_channels: channels of one focus; 0 means C.
+        n_heads: attention heads; 0 sums messages by the envelope instead.
+        radial_basis: radial functions (Eq. 8).
+        n_radial: number of radial functions.
+        radial_hidden: hidden widths of the radial network; 0 means C.
+        envelope_exponents: p of the C3 envelope (Eq. 7) of the radial basis and of the edge weight.
+        edge_norm: norms in the radial network, on the seed, on queries, keys and gates.
+        edge_product: how an edge's radial features act on its message (Eq. 18).
+        product_rank: rank of the edge-node product; 0 gives every channel its own kernel.
+        environment_seed: seed features from the neighbourhood (section 4.2.2).
+        norm_places: where blocks normalise.
+        ffn_blocks: feed-forward units in a block.
+        ffn_channels: hidden width; 0 chooses it from C.
+        ffn_grid: sphere or rotation-group grid of the feed-forward product; "none" gates instead.
+        ffn_grid_operation: what happens on that grid.
+        ffn_grid_branches: branches of the operation "branch".
+        message_grid: product of the aggregated message with the atom features on the SO(3) grid.
+        message_grid_operation: what happens on that grid.
+        message_grid_branches: branches of the operation "branch".
+        grid_order: largest frame order k of SO(3) grids.
+        gated_linear: gated linear units where no grid is used.
+        readout: degree-0 unit, or a full SO(3)-grid unit with operation "product" or "mlp".
+        readout_layers: read-out units in sequence.
+        energy_hidden: hidden widths of the energy head; 0 chooses from C.
+        bias: biases in the linear layers of the blocks.
+        charge_spin: condition on the total charge and spin of the system.
+        default_charge_spin: values where a batch carries none.
+        excluded_pairs: pairs of species that share no edge.
+        zbl_inner: start of the bridging window in Å; None switches the ZBL term off.
+        zbl_outer: end of the bridging window in Å.
+        descriptor_version: behaviour of the reference implementation that made the weights.
+        epsilon: guard of norms and lengths.
+    """
+
+    species: tuple[str, ...]
+    cutoff: float = 6.0
+    channels: int = 64
+    n_blocks: int = 3
+    max_degree: int = 3
+    extra_degree: int = 0
+    max_order: int = 1
+    degree_schedule: tuple[int, ...] = ()
+    order_schedule: tuple[int, ...] = ()
+    so2_layers: int = 4
+    so2_norm: bool = False
+    layer_scale: bool = False
+    n_focus: int = 1
+    focus_channels: int = 0
+    n_heads: int = 1
+    radial_basis: Literal["bessel", "gaussian"] = "bessel"
+    n_radial: int = 16
+    radial_hidden: tuple[int, ...] = (0,)
+    envelope_exponents: tuple[int, ...] = (7, 5)
+    edge_norm: bool = True
+    edge_product: Literal["none", "degree", "degree_channel"] = "degree_channel"
+    product_rank: int = 1
+    environment_seed: bool = True
+    norm_places: tuple[NormPlace, ...] = ("after_convolution", "before_ffn")
+    ffn_blocks: int = 1
+    ffn_channels: int = 0
+    ffn_grid: Literal["none", "s2", "so3"] = "s2"
+    ffn_grid_operation: GridOperation = "product"
+    ffn_grid_branches: int = 0
+    message_grid: bool = False
+    message_grid_operation: GridOperation = "product"
+    message_grid_branches: int = 0
+    grid_order: int = 1
+    gated_linear: bool = True
+    readout: Literal["scalar", "product", "mlp"] = "scalar"
+    readout_layers: int = 1
+    energy_hidden: tuple[int, ...] = (0,)
+    bias: bool = False
+    charge_spin: bool = False
+    default_charge_spin: tuple[float, ...] = ()
+    excluded_pairs: tuple[tuple[str, ...], ...] = ()
+    zbl_inner: float | None = None
+    zbl_outer: float | None = None
+    descriptor_version: Literal["1.0", "1.1", "1.2"] = "1.2"
+    epsilon: float = 1e-7
+
+    def __post_init__(self) -> None:
+        for name in ("degree_schedule", "order_schedule", "radial_hidden", "energy_hidden"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_species()
+        self._check_shape()
+        self._check_zbl()
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """L of each block."""
+        return self.degree_schedule or (self.max_degree,) * self.n_blocks
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """M of each block."""
+        if self.order_schedule:
+            return self.order_schedule
+        return tuple(min(self.max_order, degree) for degree in self.degrees)
+
+    @property
+    def top_degree(self) -> int:
+        """L of the first block, which the embedding fills."""
+        return self.degrees[0] if self.degrees else self.max_degree
+
+    @property
+    def focus_width(self) -> int:
+        """Channels of one focus."""
+        return self.focus_channels or self.channels
+
+    @property
+    def hidden_channels(self) -> int:
+        """Hidden width of the feed-forward units: given, or 8/3 C (gated) or 4 C rounded up to 32."""
+        if self.ffn_channels:
+            return self.ffn_channels
+        return self.auto_hidden(gated=self.gated_linear or self.ffn_grid != "none")
+
+    def auto_hidden(self, gated: bool) -> int:
+        """8/3 C for gated units, 4 C for others, rounded up to a multiple of 32."""
+        target = 8 * self.channels / 3 if gated else 4 * self.channels
+        return 32 * int(-(-target // 32))
+
+    @property
+    def atomic_numbers(self) -> tuple[int, ...]:
+        """Nuclear charge of each species."""
+        from ase.data import atomic_numbers
+
+        return tuple(atomic_numbers[symbol] for symbol in self.species)
+
+    def with_species(self, species: tuple[str, ...]) -> DPA4Config:
+        """The same network for other elements."""
+        return replace(self, species=species)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for TOML and the header of a model file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DPA4Config:
+        """Checked config from plain values.
+
+        Raises:
+            ConfigError: an unknown key (with the nearest valid one), a missing or a wrong value.
+        """
+        hints = get_type_hints(cls)
+        names = {field.name for field in fields(cls)}
+        for key in values:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, 1)
+                hint = f"Did you mean '{near[0]}'?" if near else f"Valid: {', '.join(sorted(names))}."
+                raise ConfigError(f"The model config has an unknown key '{key}'. {hint}")
+        if "species" not in values:
+            raise ConfigError("The model config has no 'species'. Give the chemical symbols.")
+        return cls(**{key: _coerce(hints[key], value, key) for key, value in values.items()})
+
+    @classmethod
+    def named(cls, size: str, species: tuple[str, ...]) -> DPA4Config:
+        """One of the paper's sizes (Table S-17): neo, air, plus or pro.
+
+        Raises:
+            ConfigError: another name.
+        """
+        if size not in NAMED_SIZES:
+            raise ConfigError(f"There is no size '{size}'. Choose one of {', '.join(NAMED_SIZES)}.")
+        return cls(species=species, layer_scale=True, **NAMED_SIZES[size])
+
+    def _check_species(self) -> None:
+        from ase.data import atomic_numbers
+
+        strangers = [symbol for symbol in self.species if atomic_numbers.get(symbol, 0) == 0]
+        if strangers:
+            raise ConfigError(f"species = {strangers} are not chemical symbols, such as 'Fe' or 'O'.")
+        if not self.species or len(set(self.species)) != len(self.species):
+            raise ConfigError("species must name at least one element, each once.")
+        for pair in self.excluded_pairs:
+            if len(pair) != 2 or not set(pair) <= set(self.species):
+                raise ConfigError(f"excluded_pairs has {pair}; each must be two of the species.")
+
+    def _check_shape(self) -> None:
+        positive = ("channels", "so2_layers", "n_focus", "n_radial", "ffn_blocks", "readout_layers")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}; it must be at least 1.")
+        if not self.cutoff > 0:
+            raise ConfigError(f"cutoff = {self.cutoff}; it must be a positive length in Å.")
+        if any(low < high for low, high in zip(self.degrees, self.degrees[1:], strict=False)):
+            raise ConfigError(f"degree_schedule = {self.degrees} must not increase.")
+        if len(self.orders) != len(self.degrees) or any(
+            not 0 <= order <= degree
+            for order, degree in zip(self.orders, self.degrees, strict=False)
+        ):
+            raise ConfigError(
+                f"orders {self.orders} must give each block an M between 0 and its L {self.degrees}."
+            )
+        if self.n_heads < 0 or (self.n_heads and self.focus_width % self.n_heads):
+            raise ConfigError(
+                f"n_heads = {self.n_heads} must divide the {self.focus_width} channels of a focus."
+            )
+        for place in ("ffn", "message"):
+            operation = getattr(self, f"{place}_grid_operation")
+            if operation == "branch" and getattr(self, f"{place}_grid_branches") < 1:
+                raise ConfigError(f"{place}_grid_operation = 'branch' needs {place}_grid_branches >= 1.")
+
+    def _check_zbl(self) -> None:
+        if (self.zbl_inner is None) != (self.zbl_outer is None):
+            raise ConfigError("Give both zbl_inner and zbl_outer, or neither.")
+        if self.zbl_inner is not None and self.zbl_outer is not None:
+            if not 0 < self.zbl_inner < self.zbl_outer <= self.cutoff:
+                raise ConfigError(
+                    f"The bridging window [{self.zbl_inner}, {self.zbl_outer}] Å must satisfy "
+                    f"0 < zbl_inner < zbl_outer <= cutoff = {self.cutoff} Å."
+                )
+
+
+NAMED_SIZES: dict[str, dict[str, Any]] = {
+    "neo": {"n_blocks": 2, "max_degree": 3, "so2_layers": 3},
+    "air": {"n_blocks": 3, "max_degree": 3, "so2_layers": 4},
+    "plus": {"n_blocks": 4, "max_degree": 4, "so2_layers": 4},
+    "pro": {"n_blocks": 6, "max_degree": 5, "so2_layers": 4, "n_focus": 2, "product_rank": 2},
+}
+"""Table S-17.  The paper's parameter counts come out with layer scale on and 118 species."""
+
+
+def _coerce(hint: Any, value: Any, key: str) -> Any:
+    """The value as the field's type, or a ConfigError that says what is expected."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            choices = ", ".join(map(repr, get_args(hint)))
+            raise ConfigError(f"{key} = {value!r}. Choose one of {choices}.")
+        return value
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{key} = {value!r} should be a list.")
+        return tuple(_coerce(get_args(hint)[0], item, key) for item in value)
+    options = get_args(hint) or (hint,)
+    if float in options and type(value) is int:
+        value = float(value)
+    if type(value) not in options and not (value is None and type(None) in options):
+        names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+        raise ConfigError(f"{key} = {value!r} is a {type(value).__name__}; expected {names}.")
+    return value

@@ -1,0 +1,373 @@
+"""Edges: which atoms see each other, and along which vector.
+
+An edge points from its center i to a neighbor j:  vector = R_j - R_i + shift, |vector| <= cutoff.
+Edges are sorted by center, so the edges of atom i are the rows row_ptr[i]:row_ptr[i + 1].  Inside a
+center they are sorted by neighbor, then by the image (a, b, c) of the neighbor, counted between
+the positions wrapped into the cell: the order depends on the structure alone, never on its batch.
+
+On the CPU vesin searches, on CUDA nvalchemi-toolkit-ops does.  Both only propose pairs: vectors,
+the cutoff and the order are settled here, once, by elementwise float64 arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dpa4sim.batch import Batch, cross, dot
+from dpa4sim.errors import DataError
+
+MARGIN_A = 1e-6
+"""Back-ends search this much farther than the cutoff, which is applied to the exact vectors."""
+
+FARTHEST_A = 1e8
+"""Beyond it double precision no longer resolves `MARGIN_A`, and integer grids overflow."""
+
+MAX_CROWD = 1e5
+"""Atoms, images counted, in a box of two cutoffs: a denser periodic system has collapsed."""
+
+PADDING_STRETCH = 2.0
+"""Length of a padding edge in cutoffs; every envelope is exactly zero there."""
+
+VESIN_BINS = 5e4
+"""Bins of one cutoff's width in the largest box that vesin is given; it allows about 1e5."""
+
+NAIVE_UP_TO = 1024
+"""Atoms of the largest system up to which all pairs beat a cell list on CUDA."""
+
+FIRST_CAPACITY = 192
+"""Neighbours per atom that a CUDA search makes room for at first (diamond has 159 within 6 Å)."""
+
+
+@dataclass(frozen=True)
+class Edges:
+    """A packed neighbour list.
+
+    Args:
+        center: atom i of each edge, ascending.
+        neighbor: atom j of each edge.
+        vector: R_j - R_i + shift in Å.
+        row_ptr: offsets of each center's edges (CSR).
+    """
+
+    center: Int[Tensor, " edge"]
+    neighbor: Int[Tensor, " edge"]
+    vector: Float[Tensor, "edge 3"]
+    row_ptr: Int[Tensor, " atom_plus_one"]
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges, padding included."""
+        return self.center.shape[0]
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """What a back-end proposes: pairs of atoms, and the cell in which it met the neighbor."""
+
+    center: Int[Tensor, " pair"]
+    neighbor: Int[Tensor, " pair"]
+    image: Int[Tensor, "pair 3"]
+
+
+def neighbors(batch: Batch, cutoff: float) -> Edges:
+    """Every directed pair within `cutoff`, periodic images of an atom with itself included.
+
+    A system that is not `computable` gets no edges; the other systems do not notice it.
+
+    Args:
+        cutoff: Å; an edge of exactly this length is kept.
+
+    Antisymmetric to the last bit: the edge j -> i carries minus the vector of i -> j.
+    """
+    good = computable(batch, cutoff)
+    if bool(good.all()):
+        return _neighbors(batch, cutoff)
+    atoms = good[batch.system_idx].nonzero()[:, 0]
+    systems = good.nonzero()[:, 0].tolist()
+    if not systems:
+        nothing = atoms.new_zeros(0)
+        return _packed(
+            nothing, nothing, batch.positions.new_zeros(0, 3, dtype=torch.float64), batch
+        )
+    found = _neighbors(batch.select(systems), cutoff)
+    return _packed(atoms[found.center], atoms[found.neighbor], found.vector, batch)
+
+
+def pad(edges: Edges, capacity: int, cutoff: float) -> Edges:
+    """Fill up to `capacity` edges with silent ones, so that shapes stay the same.
+
+    A silent edge points from the last atom to itself along a vector of `PADDING_STRETCH` cutoffs,
+    where every envelope is exactly zero.  `row_ptr` still counts the real edges only.
+
+    Raises:
+        DataError: there are more edges than `capacity`, or no atom to hang the padding on.
+    """
+    missing = capacity - edges.n_edges
+    n_atoms = edges.row_ptr.shape[0] - 1
+    if missing < 0:
+        raise DataError(
+            f"{edges.n_edges} edges do not fit into a capacity of {capacity}. "
+            f"Give a capacity of at least {edges.n_edges}."
+        )
+    if n_atoms == 0:
+        raise DataError("Edges of no atoms cannot be padded. Give a batch with atoms.")
+    last = edges.center.new_full((missing,), n_atoms - 1)
+    vector = edges.vector.new_zeros(missing, 3)
+    vector[:, 0] = PADDING_STRETCH * cutoff
+    return Edges(
+        center=torch.cat([edges.center, last]),
+        neighbor=torch.cat([edges.neighbor, last]),
+        vector=torch.cat([edges.vector, vector]),
+        row_ptr=edges.row_ptr,
+    )
+
+
+def computable(batch: Batch, cutoff: float) -> Bool[Tensor, " system"]:
+    """Which systems have edges at all: finite, and with a cell that holds their periodicity.
+
+    False for a position or cell entry that is NaN, infinite or beyond `FARTHEST_A`, and for a
+    periodic cell so small or flat that more than `MAX_CROWD` atoms and images crowd into a box of
+    two cutoffs.  Such a system has no forces: ask before taking that for convergence.
+
+    Reads nothing back from the device.
+    """
+    far = ~(batch.positions.abs() <= FARTHEST_A).all(1)
+    far_atoms = torch.zeros_like(batch.n_atoms).index_add(
+        0, batch.system_idx, far.to(batch.n_atoms.dtype)
+    )
+    finite = (far_atoms == 0) & (batch.cell.abs() <= FARTHEST_A).flatten(1).all(1)
+    cell = _complete(batch.cell.double(), batch.pbc)
+    reach = torch.where(batch.pbc, 2 * cutoff / _heights(cell), 1.0)
+    crowd = batch.n_atoms * reach[:, 0] * reach[:, 1] * reach[:, 2]
+    return finite & ((crowd <= MAX_CROWD) | ~batch.pbc.any(1))
+
+
+def _neighbors(batch: Batch, cutoff: float) -> Edges:
+    """The edges of a batch whose systems are all computable."""
+    cell = _complete(batch.cell.detach().double(), batch.pbc)
+    positions = _wrap(batch.positions.detach().double(), cell, batch.pbc, batch.system_idx)
+    search = _search_warp if batch.device.type == "cuda" else _search_vesin
+    pairs = search(positions, cell, batch, cutoff + MARGIN_A)
+    order = _order(pairs, batch.positions.shape[0])
+    center, neighbor = pairs.center[order], pairs.neighbor[order]
+    image = pairs.image[order].double()
+    vector = positions[neighbor] - positions[center]
+    vector = vector + _combine(image, cell, batch.system_idx[center])
+    inside = dot(vector, vector) <= cutoff * cutoff
+    if not bool(inside.all()):
+        center, neighbor, vector = center[inside], neighbor[inside], vector[inside]
+    return _packed(center, neighbor, vector, batch)
+
+
+def _packed(
+    center: Int[Tensor, " edge"],
+    neighbor: Int[Tensor, " edge"],
+    vector: Float[Tensor, "edge 3"],
+    batch: Batch,
+) -> Edges:
+    rows = torch.arange(batch.positions.shape[0] + 1, device=center.device)
+    return Edges(center, neighbor, vector, torch.searchsorted(center, rows))
+
+
+def _order(pairs: _Pairs, n_atoms: int) -> Int[Tensor, " pair"]:
+    """The permutation that sorts by center, neighbor, image; one sort when the key fits 63 bits."""
+    if len(pairs.center) == 0:
+        return pairs.center
+    widest = pairs.image.abs().amax(0).tolist()
+    spans = [2 * width + 1 for width in widest]
+    image = pairs.image[:, 0]
+    for axis in (1, 2):
+        image = image * spans[axis] + pairs.image[:, axis]
+    pair = pairs.center * n_atoms + pairs.neighbor
+    n_images = spans[0] * spans[1] * spans[2]
+    if n_atoms * n_atoms * n_images < 2**62:
+        return torch.argsort(pair * n_images + image)
+    order = torch.argsort(image)
+    return order[torch.argsort(pair[order], stable=True)]
+
+
+def _search_vesin(
+    positions: Float[Tensor, "atom 3"],
+    cell: Float[Tensor, "system 3 3"],
+    batch: Batch,
+    radius: float,
+) -> _Pairs:
+    """Pairs on the CPU, one system after another (70 us for 8 atoms, 4 us per atom in bulk)."""
+    from vesin import NeighborList
+
+    finder = NeighborList(cutoff=radius, full_list=True, n_threads=1)
+    enclosed, enclosing = _enclose(positions, cell, batch.pbc, batch.system_idx)
+    n_bins = (_heights(enclosing) / radius).floor().clamp(min=1.0).prod(1).tolist()
+    points, boxes, flags = enclosed.numpy(), enclosing.numpy(), batch.pbc.numpy()
+    pairs, images = [np.zeros((0, 2), np.int64)], [np.zeros((0, 3), np.int64)]
+    start = 0
+    for system, count in enumerate(batch.n_atoms.tolist()):
+        stop = start + count
+        if n_bins[system] > VESIN_BINS:
+            found = _search_tree(points[start:stop], boxes[system], flags[system], radius)
+        else:
+            found = finder.compute(
+                points[start:stop], boxes[system], flags[system], "PS", copy=False
+            )
+        pairs.append(found[0].astype(np.int64) + start)
+        images.append(found[1].astype(np.int64))
+        start = stop
+    center, neighbor = torch.from_numpy(np.concatenate(pairs)).unbind(1)
+    return _Pairs(center, neighbor, torch.from_numpy(np.concatenate(images)))
+
+
+def _search_tree(
+    points: np.ndarray, box: np.ndarray, pbc: np.ndarray, radius: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs and images of one system whose box is mostly empty, by a k-d tree.
+
+    Needed because vesin ends the process by an integer division by zero when a wide and thin
+    system asks for more bins than it allows: two fragments of a molecule that fly apart.
+    """
+    from scipy.spatial import cKDTree
+
+    inverse = np.linalg.inv(box)
+    reach = radius * np.linalg.norm(inverse, axis=0) + 1e-6
+    counts = np.where(pbc, np.ceil(reach), 0).astype(int)
+    grids = np.meshgrid(*[np.arange(-n, n + 1) for n in counts], indexing="ij")
+    images = np.stack(grids, -1).reshape(-1, 3)
+    fractions = (points @ inverse)[None] + images[:, None]
+    which, atom = (((fractions > -reach) & (fractions < 1 + reach)) | ~pbc).all(2).nonzero()
+    ghosts = points[atom] + images[which] @ box
+    found = cKDTree(points).sparse_distance_matrix(cKDTree(ghosts), radius, output_type="ndarray")
+    pair = np.stack([found["i"], atom[found["j"]]], 1)
+    image = images[which[found["j"]]]
+    real = (pair[:, 0] != pair[:, 1]) | (image != 0).any(1)
+    return pair[real], image[real]
+
+
+def _search_warp(
+    positions: Float[Tensor, "atom 3"],
+    cell: Float[Tensor, "system 3 3"],
+    batch: Batch,
+    radius: float,
+) -> _Pairs:
+    """Pairs on CUDA, all systems at once.
+
+    The back-end writes a matrix of fixed width and drops what does not fit, but counts it: a
+    count beyond the width means another round with a wider matrix.
+    """
+    from nvalchemiops.torch.neighbors import neighbor_list
+
+    points, box = _enclose(positions, cell, batch.pbc, batch.system_idx)
+    starts = torch.nn.functional.pad(batch.n_atoms.cumsum(0), (1, 0)).int()
+    naive = int(batch.n_atoms.max()) <= NAIVE_UP_TO
+    capacity, most = 0, FIRST_CAPACITY
+    while most > capacity:
+        capacity = most
+        neighbor, counts, image = neighbor_list(
+            points,
+            radius,
+            box,
+            batch.pbc,
+            batch_idx=batch.system_idx.int(),
+            batch_ptr=starts,
+            method="batch_naive" if naive else "batch_cell_list",
+            max_neighbors=capacity,
+        )
+        most = int(counts.max())
+    taken = torch.arange(capacity, device=points.device) < counts[:, None]
+    center = taken.nonzero()[:, 0]
+    return _Pairs(center, neighbor[taken].long(), image[taken].long())
+
+
+def _complete(
+    cell: Float[Tensor, "system 3 3"], pbc: Bool[Tensor, "system 3"]
+) -> Float[Tensor, "system 3 3"]:
+    """The cell with every open row replaced by a unit vector at right angles to the periodic rows.
+
+    Open rows carry no meaning: they may be zero, or parallel to a periodic one.
+    """
+    periodic = torch.where(pbc[:, :, None], cell, 0.0)
+    rows = periodic.unbind(1)
+    n_open = (~pbc).sum(1)[:, None]
+    axis = rows[0] + rows[1] + rows[2]
+    flattest = torch.nn.functional.one_hot(axis.abs().argmin(1), 3).to(cell.dtype)
+    first = _unit(cross(axis, flattest))
+    second = _unit(cross(axis, first))
+    identity = torch.eye(3, dtype=cell.dtype, device=cell.device)
+    completed = []
+    for k in range(3):
+        before, after = (k + 2) % 3, (k + 1) % 3
+        wire = torch.where(pbc[:, before, None], first, second)
+        slab = _unit(cross(rows[after], rows[before]))
+        row = torch.where(n_open == 1, slab, torch.where(n_open == 2, wire, identity[k]))
+        completed.append(torch.where(pbc[:, k, None], rows[k], row))
+    return torch.stack(completed, 1)
+
+
+def _wrap(
+    positions: Float[Tensor, "atom 3"],
+    cell: Float[Tensor, "system 3 3"],
+    pbc: Bool[Tensor, "system 3"],
+    system_idx: Int[Tensor, " atom"],
+) -> Float[Tensor, "atom 3"]:
+    """Positions moved by whole periodic vectors into the cell; no edge vector changes."""
+    turns = torch.floor(_fractions(positions, cell, system_idx))
+    turns = torch.where(pbc[system_idx], turns, 0.0)
+    return positions - _combine(turns, cell, system_idx)
+
+
+def _enclose(
+    positions: Float[Tensor, "atom 3"],
+    cell: Float[Tensor, "system 3 3"],
+    pbc: Bool[Tensor, "system 3"],
+    system_idx: Int[Tensor, " atom"],
+) -> tuple[Float[Tensor, "atom 3"], Float[Tensor, "system 3 3"]]:
+    """Stretch the open rows of a completed cell around the atoms, and move the atoms inside."""
+    fractions = _fractions(positions, cell, system_idx)
+    index = system_idx[:, None].expand(-1, 3)
+    bounds = cell.new_zeros(len(cell), 3)
+    low = bounds.scatter_reduce(0, index, fractions, "amin", include_self=False)
+    high = bounds.scatter_reduce(0, index, fractions, "amax", include_self=False)
+    low = torch.where(pbc, 0.0, low)
+    stretch = torch.where(pbc, 1.0, high - low + 1.0)
+    return positions - _combine(low[system_idx], cell, system_idx), cell * stretch[:, :, None]
+
+
+def _fractions(
+    positions: Float[Tensor, "atom 3"],
+    cell: Float[Tensor, "system 3 3"],
+    system_idx: Int[Tensor, " atom"],
+) -> Float[Tensor, "atom 3"]:
+    """Coordinates along the rows of the cell."""
+    normals = _normals(cell)
+    normals = normals / dot(cell[:, 0], normals[:, 0])[:, None, None]
+    return dot(positions[:, None], normals[system_idx])
+
+
+def _combine(
+    weights: Float[Tensor, "row 3"],
+    cell: Float[Tensor, "system 3 3"],
+    system_idx: Int[Tensor, " row"],
+) -> Float[Tensor, "row 3"]:
+    """Weights @ cell, term by term: the same bits whatever the number of rows."""
+    a, b, c = (weights[:, k, None] * cell[:, k].index_select(0, system_idx) for k in range(3))
+    return a + b + c
+
+
+def _heights(cell: Float[Tensor, "system 3 3"]) -> Float[Tensor, "system 3"]:
+    """Distance in Å between the lattice planes that each pair of rows spans."""
+    normals = _normals(cell)
+    volume = dot(cell[:, 0], normals[:, 0]).abs()
+    return volume[:, None] / dot(normals, normals).sqrt()
+
+
+def _normals(cell: Float[Tensor, "system 3 3"]) -> Float[Tensor, "system 3 3"]:
+    """B x c, c x a, a x b."""
+    a, b, c = cell.unbind(1)
+    return torch.stack([cross(b, c), cross(c, a), cross(a, b)], 1)
+
+
+def _unit(vector: Float[Tensor, "system 3"]) -> Float[Tensor, "system 3"]:
+    return vector / dot(vector, vector).sqrt()[:, None]

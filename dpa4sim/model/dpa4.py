@@ -1,0 +1,214 @@
+"""DPA4: species and edge vectors -> atomic energies.  Paper section 4.2, Figure 2.
+
+    species, r_ij -> edge features -> embedding -> blocks -> read-out -> energies (+ shift, + ZBL)
+
+The edge vectors are the only geometry, so one reverse pass to them gives forces and virial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dpa4sim.config import DPA4Config
+from dpa4sim.edges import Edges
+from dpa4sim.model.basis import RadialBasis, RadialNetwork, envelope
+from dpa4sim.model.block import Block
+from dpa4sim.model.edge_features import EdgeFeatures
+from dpa4sim.model.embedding import (
+    ChargeSpin,
+    EnvironmentSeed,
+    angular_seed,
+    degree_scale,
+    species_table,
+)
+from dpa4sim.model.frames import RotationRows
+from dpa4sim.model.readout import EnergyHead, Readout
+from dpa4sim.model.zbl import Bridge, repulsion, source_gate
+
+DEGREE_FLOOR = 0.25
+"""Floor of the degree normalisation from descriptor version 1.1 on."""
+
+
+class DPA4(nn.Module):
+    """The network.  A function of species and edge vectors; it knows no positions and no cell."""
+
+    def __init__(self, config: DPA4Config, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        C, n_species = config.channels, len(config.species)
+        node_degree = config.top_degree + config.extra_degree
+        radial_exponent, self.edge_exponent = config.envelope_exponents
+        # The reference keeps this one radius in single precision.
+        self.envelope_cutoff = float(np.float32(config.cutoff))
+        self.legacy = config.descriptor_version == "1.0"
+        self.bridge = None
+        if config.zbl_inner is not None and config.zbl_outer is not None:
+            self.bridge = Bridge(config.zbl_inner, config.zbl_outer)
+        self.species_table = nn.Parameter(species_table(n_species, C))
+        self.charge_spin = ChargeSpin(C) if config.charge_spin else None
+        self.basis = RadialBasis(
+            config.radial_basis, config.n_radial, config.cutoff, radial_exponent
+        )
+        self.radial = RadialNetwork(
+            config.n_radial, config.radial_hidden, node_degree + 1, C, config.edge_norm
+        )
+        self.environment = None
+        if config.environment_seed:
+            self.environment = EnvironmentSeed(
+                n_species, C, config.n_radial, config.edge_norm, config.bias
+            )
+        self.blocks = nn.ModuleList(
+            Block(config, degree, order)
+            for degree, order in zip(config.degrees, config.orders, strict=True)
+        )
+        last = config.degrees[-1] if config.degrees else config.top_degree
+        self.readout = Readout(config, last + config.extra_degree)
+        self.head = EnergyHead(config)
+        self.register_buffer("energy_shift", torch.zeros(n_species, dtype=torch.float64))
+        numbers = torch.tensor(config.atomic_numbers)
+        self.register_buffer("nuclear_charge", numbers, persistent=False)
+        self.register_buffer("excluded", self._excluded_table(), persistent=False)
+        self.rotation = RotationRows(node_degree, max(config.orders, default=0))
+        self.to(dtype)  # constants are made in float64
+
+    def forward(
+        self,
+        species: Int[Tensor, " atom"],
+        edges: Edges,
+        charge: Float[Tensor, " atom"] | None = None,
+        spin: Float[Tensor, " atom"] | None = None,
+    ) -> tuple[Float[Tensor, " atom"], Float[Tensor, "atom channel"]]:
+        """Atomic energies in eV (float64) and descriptors.
+
+        Args:
+            species: row of each atom in the species table.
+            edges: vectors in Å in the model's dtype, sorted by center.
+            charge: total charge of each atom's system, for a charge_spin model.
+            spin: total spin of each atom's system.
+
+        Invariant under rotations, reflections and translations; C3 at the cutoff.
+        """
+        vector = edges.vector
+        if self.config.excluded_pairs:
+            silent = vector.new_tensor([0.0, 0.0, 2 * self.config.cutoff])
+            hidden = self.excluded[species[edges.center], species[edges.neighbor]]
+            vector = torch.where(hidden[:, None], silent, vector)
+        length = ((vector * vector).sum(1) + self.config.epsilon**2).sqrt()
+        features, radial_vector, basis = self._edge_features(
+            species, edges, vector, length, charge, spin
+        )
+        x = self._embed(species, features, radial_vector, basis)
+        for block in self.blocks:
+            x = block(x[:, : block.n_rows], features)
+        descriptor = self.readout(x)
+        energy = self.head(descriptor).double() + self.energy_shift[species]
+        if self.bridge is not None:
+            energy = energy + self._repulsion(species, edges, vector)
+        return energy, descriptor
+
+    def _edge_features(
+        self,
+        species: Tensor,
+        edges: Edges,
+        vector: Tensor,
+        length: Tensor,
+        charge: Tensor | None,
+        spin: Tensor | None,
+    ) -> tuple[EdgeFeatures, Float[Tensor, "edge 4"], Float[Tensor, "edge basis"]]:
+        """Everything of an edge that depends on geometry and species only."""
+        config, n_atoms = self.config, species.shape[0]
+        direction = vector / length[:, None]
+        gate = None
+        if self.bridge is not None:
+            length = self.bridge.clamp(length)
+            gates = source_gate(self.bridge.amplitude(length), edges.neighbor, n_atoms)
+            gate = gates.index_select(0, edges.neighbor)
+        weight = envelope(length, self.envelope_cutoff, self.edge_exponent)
+        basis = self.basis(length)
+        hidden = self.radial(basis)
+        if not self.legacy:
+            hidden = hidden * weight[:, None]
+        features = EdgeFeatures(
+            center=edges.center,
+            neighbor=edges.neighbor,
+            row_ptr=edges.row_ptr,
+            rows=self.rotation(direction),
+            weight=weight,
+            hidden=hidden,
+            profile_weight=self.radial.out_by_degree,
+            species=self._species_features(species, charge, spin),
+            gate=gate,
+            degree_scale=degree_scale(
+                weight, edges.center, n_atoms, config.epsilon if self.legacy else DEGREE_FLOOR
+            ),
+        )
+        radial_vector = (features.gated_weight / length)[:, None]
+        return features, torch.cat([radial_vector, radial_vector * direction], 1), basis
+
+    def _species_features(
+        self, species: Tensor, charge: Tensor | None, spin: Tensor | None
+    ) -> Float[Tensor, "atom channel"]:
+        features = self.species_table[species]
+        if self.charge_spin is None or charge is None or spin is None:
+            return features
+        return features + self.charge_spin(charge, spin)
+
+    def _embed(
+        self, species: Tensor, edges: EdgeFeatures, radial_vector: Tensor, basis: Tensor
+    ) -> Float[Tensor, "atom lm channel"]:
+        """First features: scalars from species and surroundings, l >= 1 from directions."""
+        scalars = edges.species
+        n_angular = self.radial.n_degrees**2 - 1
+        if self.environment is None:
+            angular = scalars.new_zeros(len(scalars), n_angular, scalars.shape[1])
+            return torch.cat([scalars[:, None], angular], 1)
+        hidden = self.environment.edge_features(basis, species, edges.center, edges.neighbor)
+        scalars = self.environment(
+            scalars,
+            hidden,
+            radial_vector,
+            edges.center,
+            edges.degree_scale,
+            self.config.epsilon,
+        )
+        if n_angular == 0:
+            return scalars[:, None]
+        harmonics = edges.rows[:, 0, 1:]
+        if edges.gate is not None:
+            harmonics = harmonics * edges.gate[:, None]
+        angular = angular_seed(
+            harmonics,
+            edges.hidden,
+            edges.profile_weight[1:],
+            edges.center,
+            edges.degree_scale,
+        )
+        return torch.cat([scalars[:, None], angular], 1)
+
+    def _repulsion(self, species: Tensor, edges: Edges, vector: Tensor) -> Float[Tensor, " atom"]:
+        """Half of each pair's repulsion to each of its atoms, in float64."""
+        charges = self.nuclear_charge[species].double()
+        length = torch.linalg.vector_norm(vector.double(), dim=1)
+        pair = repulsion(length, charges[edges.center], charges[edges.neighbor])
+        pair = torch.where(length <= self.config.cutoff, 0.5 * pair, torch.zeros_like(pair))
+        return pair.new_zeros(species.shape[0]).index_add(0, edges.center, pair)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DPA4:
+        """Move or cast everything but the energy shifts, which stay float64."""
+        shift = self.energy_shift
+        super()._apply(fn, recurse)
+        self.energy_shift = shift.to(self.energy_shift.device)
+        return self
+
+    def _excluded_table(self) -> Tensor:
+        names = self.config.species
+        table = torch.zeros(len(names), len(names), dtype=torch.bool)
+        for a, b in self.config.excluded_pairs:
+            i, j = names.index(a), names.index(b)
+            table[i, j] = table[j, i] = True
+        return table

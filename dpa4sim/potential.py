@@ -1,0 +1,288 @@
+"""Potential: energy of edge vectors -> energy, forces, stress of structures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dpa4sim.batch import Batch, complaint, symbol
+from dpa4sim.config import DPA4Config
+from dpa4sim.edges import Edges, neighbors
+from dpa4sim.errors import ConfigError, DataError, ModelError
+from dpa4sim.model import DPA4
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+FORMAT = "dpa4sim-1"
+"""Written into every model file; a file with another format is refused."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a potential says about a batch; every number is float64 whatever the model's dtype.
+
+    Args:
+        energy: eV.
+        forces: -dE/dR in eV/Å.
+        stress: dE/dstrain / V in eV/Å^3, tension positive; NaN where the cell has no volume.
+        atomic_energies: eV; they sum to `energy`.
+        descriptors: the scalars that the energy is read from, on request.
+    """
+
+    energy: Float[Tensor, " system"]
+    forces: Float[Tensor, "atom 3"]
+    stress: Float[Tensor, "system 3 3"]
+    atomic_energies: Float[Tensor, " atom"]
+    descriptors: Float[Tensor, "atom channel"] | None = None
+
+
+class EnergyModel(Protocol):
+    """What relaxation and dynamics need: a callable from a trusted Batch to a Prediction."""
+
+    device: torch.device
+
+    @property
+    def cutoff(self) -> float:
+        """Radius in Å beyond which two atoms share no edge."""
+
+    def __call__(self, batch: Batch) -> Prediction:
+        """Energy, forces and stress, without checks and without reading the device."""
+
+
+class Potential:
+    """A DPA4 network with its units, elements and precision.
+
+    Args:
+        model: the network; it is frozen (no weight gradients) and moved.
+        card: origin of the weights, training record, licence; kept in the model file.
+        device: where to compute.
+        dtype: "float32" or "float64", the precision of the network.
+
+    Raises:
+        ConfigError: another dtype.
+    """
+
+    def __init__(
+        self,
+        model: DPA4,
+        *,
+        card: Mapping[str, Any] | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
+    ) -> None:
+        self.dtype = _dtype(dtype)
+        self.device = torch.device(device)
+        self.model = model.to(self.device, self.dtype).eval().requires_grad_(False)
+        self.config = model.config
+        self.card = dict(card or {})
+        rows = torch.full((120,), -1)
+        rows[list(self.config.atomic_numbers)] = torch.arange(len(self.config.species))
+        self._species_of = rows.to(self.device)
+
+    @property
+    def cutoff(self) -> float:
+        """Radius of the neighbour graph in Å."""
+        return self.config.cutoff
+
+    @property
+    def known_elements(self) -> frozenset[int]:
+        """Atomic numbers that the network was made for."""
+        return frozenset(self.config.atomic_numbers)
+
+    def __call__(self, batch: Batch, *, descriptors: bool = False) -> Prediction:
+        """Energy, forces and stress of a trusted batch on this device; see `evaluate`."""
+        found = neighbors(batch, self.cutoff)
+        vector = found.vector.detach().to(self.dtype).requires_grad_(True)
+        edges = Edges(found.center, found.neighbor, vector, found.row_ptr)
+        species = self._species_of[batch.atomic_numbers]
+        charge, spin = self._state(batch)
+        with torch.enable_grad():
+            atomic, features = self.model(species, edges, charge, spin)
+            (gradient,) = torch.autograd.grad(atomic.sum(), vector)
+        return assemble(
+            batch,
+            found,
+            atomic.detach(),
+            gradient,
+            features.detach().double() if descriptors else None,
+        )
+
+    def evaluate(self, structures: Any, *, descriptors: bool = False) -> Prediction:
+        """Energy, forces, stress and atomic energies of structures, in one batch.
+
+        Args:
+            structures: ASE Atoms, pymatgen Structure, TorchSim state, Batch, a path, or a list.
+            descriptors: also return the invariant features of the atoms.
+
+        Raises:
+            DataError: a structure cannot be used; the message says which and why.
+        """
+        from dpa4sim.adapters.files import structures_to_batches
+
+        systems = structures_to_batches(structures)
+        for index, system in enumerate(systems):
+            reason = complaint(system, self.known_elements)
+            if reason is not None:
+                names = ", ".join(self.config.species)
+                hint = f" It knows {names}." if "does not know" in reason else ""
+                raise DataError(f"Structure {index} cannot be evaluated: {reason}.{hint}")
+        batch = Batch.concatenate(systems).to(self.device)
+        return self(batch, descriptors=descriptors)
+
+    def save(self, path: str | Path) -> None:
+        """Write a .safetensors file: weights, and a JSON header with config, units and card.
+
+        The file appears whole or not at all.
+        """
+        path = Path(path)
+        header = {
+            "format": FORMAT,
+            "config": json.dumps(self.config.to_dict()),
+            "units": json.dumps({"length": "angstrom", "energy": "eV"}),
+            "card": json.dumps(self.card),
+        }
+        partial = path.with_name(f".{path.name}.partial")
+        state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+        save_file(state, partial, metadata=header)
+        partial.replace(path)
+
+    def _state(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Charge and spin of each atom's system, from the batch or the config's defaults."""
+        if not self.config.charge_spin:
+            return None, None
+        default = self.config.default_charge_spin or (0.0, 0.0)
+        values = []
+        for given, value in zip((batch.charge, batch.spin), default, strict=True):
+            per_system = batch.n_atoms.new_full((batch.n_systems,), value, dtype=torch.float64)
+            per_system = per_system if given is None else given.double()
+            values.append(per_system[batch.system_idx])
+        return values[0], values[1]
+
+
+def load(
+    model: str | Path,
+    *,
+    branch: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+) -> Potential:
+    """Open a model.
+
+    Args:
+        model: a released name ("seed"), a .safetensors file, or a DeePMD-kit .pt checkpoint.
+        branch: branch of a multi-task DeePMD-kit checkpoint.
+        device: where to compute, such as "cpu" or "cuda".
+        dtype: "float32" or "float64".
+
+    Raises:
+        ModelError: no such model, a damaged or foreign file, or an unsupported option.
+    """
+    path = released().get(str(model), Path(model))
+    if not path.is_file():
+        names = ", ".join(released()) or "none yet"
+        raise ModelError(f"There is no model '{model}': no such file, and the released names are {names}.")
+    if path.suffix == ".safetensors":
+        config, state, card = read_safetensors(path)
+    else:
+        from dpa4sim.adapters.deepmd import read_deepmd
+
+        config, state = read_deepmd(path, branch)
+        card = {"origin": f"DeePMD-kit checkpoint {path.name}"}
+    network = DPA4(config, dtype=_dtype(dtype))
+    fill(network, state, str(path))
+    return Potential(network, card=card, device=device, dtype=dtype)
+
+
+def released() -> dict[str, Path]:
+    """Models inside the package, by name."""
+    folder = Path(__file__).parent / "models"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def read_safetensors(path: Path) -> tuple[DPA4Config, dict[str, Tensor], dict[str, Any]]:
+    """Config, state and card of a model file.
+
+    Raises:
+        ModelError: damaged, of another program, or of another format version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a readable safetensors file (damaged or truncated).") from error
+    if header.get("format") != FORMAT:
+        raise ModelError(
+            f"{path} is not a dpa4sim model: its header says format = {header.get('format')!r}. "
+            f"Expected '{FORMAT}'."
+        )
+    try:
+        config = DPA4Config.from_dict(json.loads(header["config"]))
+        card = json.loads(header.get("card", "{}"))
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{path} has an unusable header: {error}") from error
+    return config, state, card
+
+
+def fill(network: DPA4, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy a state into a network.
+
+    Raises:
+        ModelError: a tensor is missing, unknown, or of another shape.
+    """
+    wanted = network.state_dict()
+    for name in sorted(wanted.keys() | state.keys()):
+        if name not in state:
+            raise ModelError(f"{source} lacks the tensor '{name}' that its config calls for.")
+        if name not in wanted:
+            raise ModelError(f"{source} has the tensor '{name}', which its config does not call for.")
+        if state[name].shape != wanted[name].shape:
+            raise ModelError(
+                f"{source}: '{name}' has shape {tuple(state[name].shape)}, "
+                f"its config calls for {tuple(wanted[name].shape)}."
+            )
+    network.load_state_dict(dict(state))
+
+
+def assemble(
+    batch: Batch,
+    edges: Edges,
+    atomic_energies: Float[Tensor, " atom"],
+    vector_gradient: Float[Tensor, "edge 3"],
+    descriptors: Float[Tensor, "atom channel"] | None = None,
+) -> Prediction:
+    """Forces and stress are segment sums of g = dE/dvector.
+
+        F_k = sum_{center = k} g - sum_{neighbor = k} g
+        stress_s = 1/V_s  sum_{edges of s} g (x) vector
+
+    Args:
+        vector_gradient: g in eV/Å, one row per edge.
+    """
+    gradient, vector = vector_gradient.double(), edges.vector.double()
+    n_atoms, n_systems = batch.positions.shape[0], batch.n_systems
+    forces = gradient.new_zeros(n_atoms, 3)
+    forces = forces.index_add(0, edges.center, gradient)
+    forces = forces.index_add(0, edges.neighbor, gradient, alpha=-1)
+    pair = gradient[:, :, None] * vector[:, None, :]
+    virial = pair.new_zeros(n_systems, 3, 3).index_add(0, batch.system_idx[edges.center], pair)
+    energies = atomic_energies.double()
+    energy = energies.new_zeros(n_systems).index_add(0, batch.system_idx, energies)
+    volume = batch.volume
+    stress = virial / torch.where(volume > 0, volume, torch.nan)[:, None, None]
+    stress = 0.5 * (stress + stress.transpose(1, 2))
+    return Prediction(energy, forces, stress, energies, descriptors)
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ConfigError(f"dtype = {name!r}. Choose 'float32' or 'float64'.")
+    return DTYPES[name]

@@ -1,0 +1,1 @@
+"""The folder of this file is on the import path: `import toy` works in every test."""

@@ -1,0 +1,213 @@
+import importlib.util
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from ase.filters import FrechetCellFilter
+from ase.optimize import FIRE
+from toy import (
+    AseModel,
+    Einstein,
+    LennardJones,
+    Sick,
+    crystals,
+    from_atoms,
+    packed,
+    without_bulk,
+)
+
+from dpa4sim.batch import Batch
+from dpa4sim.errors import ConfigError, DataError, Status
+from dpa4sim.relax import run
+from dpa4sim.relax.run import RelaxResult, relax
+
+NAN = float("nan")
+
+
+def everything() -> list[Batch]:
+    """Seven usable structures; the last two must keep their cell."""
+    return [from_atoms(a) for a in (*crystals().values(), *without_bulk().values())]
+
+
+FREE = [True] * 5 + [False] * 2
+
+
+def with_bad_ones() -> tuple[list[Batch], dict[int, str]]:
+    """Usable and unusable structures in turns, and what is wrong with the latter."""
+    good = everything()
+    lost = replace(good[0], positions=good[0].positions * NAN)
+    flat = replace(good[1], cell=good[1].cell * torch.tensor([1.0, 1.0, 0.0]))
+    twice = Batch.single(torch.zeros(2, 3), torch.tensor([29, 29]))
+    structures = [lost, good[0], flat, good[5], twice, good[1]]
+    return structures, {0: "not a finite", 2: "no volume", 3: "2 of 3", 4: "one site"}
+
+
+def assert_same(ours: RelaxResult, theirs: RelaxResult) -> None:
+    assert ours.status == theirs.status
+    assert ours.steps == theirs.steps
+    assert ours.energy == theirs.energy
+    for mine, other in zip(ours.batches, theirs.batches, strict=True):
+        assert torch.equal(mine.positions, other.positions)
+        assert torch.equal(mine.cell, other.cell)
+
+
+def test_results_are_those_of_ase_in_the_order_of_the_input():
+    result = relax(LennardJones(), everything(), cell=FREE, max_steps=200)
+    assert len(set(result.steps)) > 4
+    for s, atoms in enumerate((*crystals().values(), *without_bulk().values())):
+        atoms.calc = AseModel(LennardJones())
+        start = atoms.get_volume() if FREE[s] else NAN
+        optimizer = FIRE(FrechetCellFilter(atoms) if FREE[s] else atoms, logfile=None)
+        optimizer.run(fmax=0.02, steps=200)
+        system = result.batches[s]
+        assert abs(atoms.positions - system.positions.numpy()).max() < 1e-8
+        assert result.steps[s] == optimizer.nsteps
+        assert result.evaluations[s] == optimizer.nsteps + 1
+        assert result.energy[s] == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+        forces = (atoms.get_forces() ** 2).sum(1) ** 0.5
+        assert result.fmax[s] == pytest.approx(forces.max(), abs=1e-7)
+        assert result.residual[s] < 0.02
+        assert result.status[s] is Status.CONVERGED
+        if FREE[s]:
+            assert result.stress_max[s] == pytest.approx(abs(atoms.get_stress()).max(), abs=1e-9)
+            assert result.volume_change[s] == pytest.approx(atoms.get_volume() / start - 1)
+    assert math.isnan(result.stress_max[6])
+    assert math.isnan(result.volume_change[6])
+    assert result.volume_change[5] != result.volume_change[5] or result.volume_change[5] == 0.0
+
+
+@pytest.mark.parametrize("max_atoms", [1, 9, 40])
+@pytest.mark.parametrize("check_every", [1, 10, 64])
+def test_who_shares_the_working_batch_changes_no_bit(max_atoms, check_every):
+    """Structures enter while others are half-way, and leave at different steps."""
+    settings = {"cell": FREE, "max_steps": 57}
+    together = relax(LennardJones(), everything(), **settings)
+    in_turns = relax(
+        LennardJones(), everything(), **settings, max_atoms=max_atoms, check_every=check_every
+    )
+    assert_same(in_turns, together)
+    assert {Status.MAX_STEPS, Status.CONVERGED} == set(together.status)
+
+
+@pytest.mark.parametrize("max_steps", [0, 1, 7, 13])
+def test_max_steps_is_not_rounded_to_the_host_looks(max_steps):
+    settings = {"fmax": 1e-12, "cell": False, "max_steps": max_steps, "check_every": 5}
+    result = relax(Einstein(), everything(), **settings)
+    assert result.steps == [max_steps] * 7
+    assert result.evaluations == [max_steps + 1] * 7
+    assert set(result.status) == {Status.MAX_STEPS}
+
+
+def test_invalid_structures_are_named_and_stop_nobody():
+    structures, wrong = with_bad_ones()
+    result = relax(LennardJones(), structures, max_steps=30)
+    alone = relax(LennardJones(), [structures[1], structures[5]], max_steps=30)
+    for s, words in wrong.items():
+        assert result.status[s] is Status.INVALID
+        assert words in result.reasons[s]
+        assert result.evaluations[s] == 0
+        assert math.isnan(result.energy[s])
+        assert torch.equal(result.batches[s].atomic_numbers, structures[s].atomic_numbers)
+    assert [result.energy[1], result.energy[5]] == alone.energy
+    assert [result.status[1], result.status[5]] == alone.status
+
+
+def test_a_slab_may_relax_in_its_cell():
+    structures = [everything()[5]]
+    assert "pass cell=False" in relax(LennardJones(), structures).reasons[0]
+    assert relax(LennardJones(), structures, cell=False).status == [Status.CONVERGED]
+
+
+def test_strict_raises_about_an_invalid_structure():
+    structures, _ = with_bad_ones()
+    with pytest.raises(DataError, match=r"structure 0 \(Cu, 1 atoms\): the position of atom 0"):
+        relax(LennardJones(), structures, strict=True)
+
+
+def test_a_sick_structure_is_marked_and_its_mates_are_as_alone():
+    structures = everything()[:5]
+    numbers = torch.full_like(structures[2].atomic_numbers, Sick.MARK)
+    structures[2] = replace(structures[2], atomic_numbers=numbers)
+    healthy = relax(LennardJones(), structures, max_steps=60)
+    model = Sick(LennardJones(), "forces", NAN, from_call=8)
+    result = relax(model, structures, max_steps=60)
+    assert result.status[2] is Status.NOT_FINITE
+    assert "(step 7)" in result.reasons[2]
+    assert math.isfinite(result.energy[2])
+    mates = [0, 1, 3, 4]
+    assert [result.energy[s] for s in mates] == [healthy.energy[s] for s in mates]
+    assert [result.status[s] for s in mates] == [healthy.status[s] for s in mates]
+    with pytest.raises(DataError, match=r"structure 2 \(Es8, 8 atoms\)|structure 2 \(Es4, 4 atoms"):
+        relax(Sick(LennardJones(), "forces", NAN, 8), structures, max_steps=60, strict=True)
+
+
+def test_running_out_of_steps_is_no_error_when_strict():
+    result = relax(LennardJones(), everything()[:2], max_steps=3, strict=True)
+    assert result.status == [Status.MAX_STEPS] * 2
+
+
+def test_the_model_is_not_called_for_the_finished():
+    sizes = []
+
+    def watched(batch: Batch):
+        sizes.append(batch.n_systems)
+        return model(batch)
+
+    model = LennardJones()
+    watched.cutoff, watched.device = model.cutoff, model.device
+    result = relax(watched, everything(), cell=FREE, max_steps=200, check_every=10)
+    used = sum(result.evaluations)
+    assert used <= sum(sizes) <= used + 9 * len(result)
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_one_batch_of_many_is_taken_apart():
+    result = relax(LennardJones(), packed(crystals().values()), max_steps=2)
+    assert [b.n_systems for b in result.batches] == [1] * 5
+    assert len(relax(LennardJones(), [], max_steps=2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optimizer": "lbgfs"}, "optimizer='lbgfs' is not known. Valid: fire"),
+        ({"cell_filter": "exp"}, "Valid: frechet, unit"),
+        ({"max_steps": -1}, "max_steps=-1"),
+        ({"check_every": 0}, "check_every=0"),
+        ({"max_atoms": 0}, "max_atoms=0"),
+        ({"fmax": 0.0}, "fmax=0.0 can never be reached"),
+        ({"fmax": NAN}, "fmax=nan"),
+        ({"cell": [True]}, "1 entries for 7 structures"),
+    ],
+)
+def test_settings_that_cannot_be_used(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        relax(LennardJones(), everything(), **settings)
+
+
+def test_charge_for_some_only_is_refused_before_anything_runs():
+    structures = everything()
+    structures[3] = replace(structures[3], charge=torch.ones(1))
+    with pytest.raises(DataError, match="1 of 7 structures carry 'charge'"):
+        relax(LennardJones(), structures, cell=False)
+
+
+def test_progress_lines(capfd, monkeypatch):
+    monkeypatch.setattr(run, "LINE_EVERY_S", 0.0)
+    relax(LennardJones(), everything(), cell=FREE, max_steps=12, progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "relax: 7/7, " in err.splitlines()[-1]
+    assert "atom-steps/s" in err
+    relax(LennardJones(), everything(), cell=FREE, max_steps=12)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_to_atoms():
+    if importlib.util.find_spec("dpa4sim.adapters.ase") is None:
+        pytest.skip("dpa4sim.adapters.ase is not there yet")
+    result = relax(LennardJones(), everything(), cell=FREE, max_steps=5)
+    for atoms, system in zip(result.to_atoms(), result.batches, strict=True):
+        assert abs(atoms.positions - system.positions.numpy()).max() == 0
+        assert abs(atoms.cell.array - system.cell[0].numpy()).max() == 0
