@@ -1,17 +1,17 @@
 """dpa4sim: the DPA4 interatomic potential as a batched engine.
 
-    structures -> adapters -> Batch -> edges -> model -> Potential -> relax
+structures -> adapters -> Batch -> edges -> model -> Potential -> relax
 
-    adapters/    the only place that speaks another project's vocabulary
-    batch.py     Batch: many structures packed in flat tensors
-    cli/         one file per verb
-    config.py    DPA4Config: the options of the network
-    edges.py     neighbour lists, edge vectors, CSR order
-    errors.py    exceptions for the border, Status for systems in a batch
-    model/       Batch -> energy, one file per subsection of paper 4.2
-    potential.py energy -> forces, stress; precision; save and load
-    relax/       Batch -> relaxed Batch + Status
-    units.py     the constants, once
+adapters/    the only place that speaks another project's vocabulary
+batch.py     Batch: many structures packed in flat tensors
+cli/         one file per verb
+config.py    DPA4Config: the options of the network
+edges.py     neighbour lists, edge vectors, CSR order
+errors.py    exceptions for the border, Status for systems in a batch
+model/       Batch -> energy, one file per subsection of paper 4.2
+potential.py energy -> forces, stress; precision; save and load
+relax/       Batch -> relaxed Batch + Status
+units.py     the constants, once
 """
 
 from importlib import import_module
@@ -33,9 +33,21 @@ _HOME = {
     "relax": "relax",
 }
 
-__all__ = list(_HOME)
+__all__ = [
+    "Batch",
+    "ConfigError",
+    "DPA4Config",
+    "DataError",
+    "ModelError",
+    "Potential",
+    "Prediction",
+    "RelaxResult",
+    "Status",
+    "load",
+    "relax",
+]
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same names for editors and type checkers
     from dpa4sim.batch import Batch
     from dpa4sim.config import DPA4Config
     from dpa4sim.errors import ConfigError, DataError, ModelError, Status

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -108,13 +109,13 @@ class Batch:
     @classmethod
     def single(
         cls,
-        positions: Tensor,
-        atomic_numbers: Tensor,
-        cell: Tensor | None = None,
+        positions: Tensor | Sequence[Any],
+        atomic_numbers: Tensor | Sequence[Any],
+        cell: Tensor | Sequence[Any] | None = None,
         pbc: Tensor | Sequence[bool] | bool = False,
         *,
-        charge: float | None = None,
-        spin: float | None = None,
+        charge: float | int | None = None,
+        spin: float | int | None = None,
     ) -> Batch:
         """One system from its arrays; positions, cell, charge and spin become float64.
 
@@ -133,7 +134,7 @@ class Batch:
             )
         flags = torch.as_tensor(pbc, device=device, dtype=torch.bool).expand(3)
 
-        def per_system(value: float | None) -> Tensor | None:
+        def per_system(value: float | int | None) -> Tensor | None:
             if value is None:
                 return None
             return torch.tensor([float(value)], dtype=torch.float64, device=device)
@@ -207,6 +208,7 @@ def complaint(system: Batch, known_elements: frozenset[int] | None = None) -> st
     """What makes a one-system Batch unusable, as half a sentence; None when it is usable.
 
     Args:
+        system: a Batch of one system.
         known_elements: atomic numbers that the model knows; None to skip the check.
     """
     if system.positions.shape[0] == 0:

@@ -37,7 +37,7 @@ class DPA4Config:
         n_radial: number of radial functions.
         radial_hidden: hidden widths of the radial network; 0 means C.
         envelope_exponents: p of the C3 envelope (Eq. 7) of the radial basis and of the edge weight.
-        edge_norm: norms in the radial network, on the seed, on queries, keys and gates.
+        edge_norm: norms in the radial network, on the seed and on the focus competition.
         edge_product: how an edge's radial features act on its message (Eq. 18).
         product_rank: rank of the edge-node product; 0 gives every channel its own kernel.
         environment_seed: seed features from the neighbourhood (section 4.2.2).
@@ -142,7 +142,7 @@ class DPA4Config:
 
     @property
     def hidden_channels(self) -> int:
-        """Hidden width of the feed-forward units: given, or 8/3 C (gated) or 4 C rounded up to 32."""
+        """Hidden width of the feed-forward units: given, or chosen by `auto_hidden`."""
         if self.ffn_channels:
             return self.ffn_channels
         return self.auto_hidden(gated=self.gated_linear or self.ffn_grid != "none")
@@ -179,7 +179,9 @@ class DPA4Config:
         for key in values:
             if key not in names:
                 near = difflib.get_close_matches(key, names, 1)
-                hint = f"Did you mean '{near[0]}'?" if near else f"Valid: {', '.join(sorted(names))}."
+                hint = (
+                    f"Did you mean '{near[0]}'?" if near else f"Valid: {', '.join(sorted(names))}."
+                )
                 raise ConfigError(f"The model config has an unknown key '{key}'. {hint}")
         if "species" not in values:
             raise ConfigError("The model config has no 'species'. Give the chemical symbols.")
@@ -201,7 +203,9 @@ class DPA4Config:
 
         strangers = [symbol for symbol in self.species if atomic_numbers.get(symbol, 0) == 0]
         if strangers:
-            raise ConfigError(f"species = {strangers} are not chemical symbols, such as 'Fe' or 'O'.")
+            raise ConfigError(
+                f"species = {strangers} are not chemical symbols, such as 'Fe' or 'O'."
+            )
         if not self.species or len(set(self.species)) != len(self.species):
             raise ConfigError("species must name at least one element, each once.")
         for pair in self.excluded_pairs:
@@ -222,7 +226,7 @@ class DPA4Config:
             for order, degree in zip(self.orders, self.degrees, strict=False)
         ):
             raise ConfigError(
-                f"orders {self.orders} must give each block an M between 0 and its L {self.degrees}."
+                f"orders {self.orders} must give each block an M from 0 to its L {self.degrees}."
             )
         if self.n_heads < 0 or (self.n_heads and self.focus_width % self.n_heads):
             raise ConfigError(
@@ -231,17 +235,20 @@ class DPA4Config:
         for place in ("ffn", "message"):
             operation = getattr(self, f"{place}_grid_operation")
             if operation == "branch" and getattr(self, f"{place}_grid_branches") < 1:
-                raise ConfigError(f"{place}_grid_operation = 'branch' needs {place}_grid_branches >= 1.")
+                raise ConfigError(
+                    f"{place}_grid_operation = 'branch' needs {place}_grid_branches >= 1."
+                )
 
     def _check_zbl(self) -> None:
         if (self.zbl_inner is None) != (self.zbl_outer is None):
             raise ConfigError("Give both zbl_inner and zbl_outer, or neither.")
-        if self.zbl_inner is not None and self.zbl_outer is not None:
-            if not 0 < self.zbl_inner < self.zbl_outer <= self.cutoff:
-                raise ConfigError(
-                    f"The bridging window [{self.zbl_inner}, {self.zbl_outer}] Å must satisfy "
-                    f"0 < zbl_inner < zbl_outer <= cutoff = {self.cutoff} Å."
-                )
+        if self.zbl_inner is None or self.zbl_outer is None:
+            return
+        if not 0 < self.zbl_inner < self.zbl_outer <= self.cutoff:
+            raise ConfigError(
+                f"The bridging window [{self.zbl_inner}, {self.zbl_outer}] Å must satisfy "
+                f"0 < zbl_inner < zbl_outer <= cutoff = {self.cutoff} Å."
+            )
 
 
 NAMED_SIZES: dict[str, dict[str, Any]] = {

@@ -71,7 +71,7 @@ class _Pairs:
 
     center: Int[Tensor, " pair"]
     neighbor: Int[Tensor, " pair"]
-    image: Int[Tensor, "pair 3"]
+    image: Int[Tensor, "3 pair"]
 
 
 def neighbors(batch: Batch, cutoff: float) -> Edges:
@@ -80,6 +80,7 @@ def neighbors(batch: Batch, cutoff: float) -> Edges:
     A system that is not `computable` gets no edges; the other systems do not notice it.
 
     Args:
+        batch: the systems; they may differ in pbc, and their atoms may stand outside the cell.
         cutoff: Å; an edge of exactly this length is kept.
 
     Antisymmetric to the last bit: the edge j -> i carries minus the vector of i -> j.
@@ -154,14 +155,34 @@ def _neighbors(batch: Batch, cutoff: float) -> Edges:
     search = _search_warp if batch.device.type == "cuda" else _search_vesin
     pairs = search(positions, cell, batch, cutoff + MARGIN_A)
     order = _order(pairs, batch.positions.shape[0])
-    center, neighbor = pairs.center[order], pairs.neighbor[order]
-    image = pairs.image[order].double()
-    vector = positions[neighbor] - positions[center]
-    vector = vector + _combine(image, cell, batch.system_idx[center])
+    center = pairs.center.index_select(0, order)
+    neighbor = pairs.neighbor.index_select(0, order)
+    image = pairs.image.index_select(1, order).double()
+    vector = _vectors(positions, cell, center, neighbor, image, batch.system_idx[center])
     inside = dot(vector, vector) <= cutoff * cutoff
     if not bool(inside.all()):
         center, neighbor, vector = center[inside], neighbor[inside], vector[inside]
     return _packed(center, neighbor, vector, batch)
+
+
+def _vectors(
+    positions: Float[Tensor, "atom 3"],
+    cell: Float[Tensor, "system 3 3"],
+    center: Int[Tensor, " pair"],
+    neighbor: Int[Tensor, " pair"],
+    image: Float[Tensor, "3 pair"],
+    system: Int[Tensor, " pair"],
+) -> Float[Tensor, "pair 3"]:
+    """R_j - R_i + image @ cell, one component after another: long rows are faster to gather."""
+    vector = positions.new_empty(len(center), 3)
+    for axis in range(3):
+        place, row = positions[:, axis].contiguous(), cell[:, :, axis].T.contiguous()
+        shift = image[0] * row[0].index_select(0, system)
+        shift += image[1] * row[1].index_select(0, system)
+        shift += image[2] * row[2].index_select(0, system)
+        step = place.index_select(0, neighbor) - place.index_select(0, center)
+        vector[:, axis] = step + shift
+    return vector
 
 
 def _packed(
@@ -178,11 +199,9 @@ def _order(pairs: _Pairs, n_atoms: int) -> Int[Tensor, " pair"]:
     """The permutation that sorts by center, neighbor, image; one sort when the key fits 63 bits."""
     if len(pairs.center) == 0:
         return pairs.center
-    widest = pairs.image.abs().amax(0).tolist()
+    widest = pairs.image.abs().amax(1).tolist()
     spans = [2 * width + 1 for width in widest]
-    image = pairs.image[:, 0]
-    for axis in (1, 2):
-        image = image * spans[axis] + pairs.image[:, axis]
+    image = (pairs.image[0] * spans[1] + pairs.image[1]) * spans[2] + pairs.image[2]
     pair = pairs.center * n_atoms + pairs.neighbor
     n_images = spans[0] * spans[1] * spans[2]
     if n_atoms * n_atoms * n_images < 2**62:
@@ -217,8 +236,8 @@ def _search_vesin(
         pairs.append(found[0].astype(np.int64) + start)
         images.append(found[1].astype(np.int64))
         start = stop
-    center, neighbor = torch.from_numpy(np.concatenate(pairs)).unbind(1)
-    return _Pairs(center, neighbor, torch.from_numpy(np.concatenate(images)))
+    center, neighbor = torch.from_numpy(np.concatenate(pairs)).T.contiguous()
+    return _Pairs(center, neighbor, torch.from_numpy(np.concatenate(images)).T.contiguous())
 
 
 def _search_tree(
@@ -278,7 +297,7 @@ def _search_warp(
         most = int(counts.max())
     taken = torch.arange(capacity, device=points.device) < counts[:, None]
     center = taken.nonzero()[:, 0]
-    return _Pairs(center, neighbor[taken].long(), image[taken].long())
+    return _Pairs(center, neighbor[taken].long(), image[taken].long().T.contiguous())
 
 
 def _complete(
@@ -343,7 +362,7 @@ def _fractions(
     """Coordinates along the rows of the cell."""
     normals = _normals(cell)
     normals = normals / dot(cell[:, 0], normals[:, 0])[:, None, None]
-    return dot(positions[:, None], normals[system_idx])
+    return dot(positions[:, None].expand(-1, 3, -1), normals[system_idx])
 
 
 def _combine(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dpa4sim.batch import Batch, complaint, symbol
+from dpa4sim.batch import Batch, complaint
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges, neighbors
 from dpa4sim.errors import ConfigError, DataError, ModelError
@@ -158,12 +158,19 @@ class Potential:
         """Charge and spin of each atom's system, from the batch or the config's defaults."""
         if not self.config.charge_spin:
             return None, None
-        default = self.config.default_charge_spin or (0.0, 0.0)
+        default = self.config.default_charge_spin or (None, None)
         values = []
-        for given, value in zip((batch.charge, batch.spin), default, strict=True):
-            per_system = batch.n_atoms.new_full((batch.n_systems,), value, dtype=torch.float64)
-            per_system = per_system if given is None else given.double()
-            values.append(per_system[batch.system_idx])
+        for name, value in zip(("charge", "spin"), default, strict=True):
+            given = getattr(batch, name)
+            if given is not None:
+                values.append(given.double()[batch.system_idx])
+                continue
+            if value is None:
+                raise DataError(
+                    f"This model is conditioned on charge and spin, and the structures carry no "
+                    f"'{name}'. Set atoms.info['{name}'] on each of them."
+                )
+            values.append(batch.positions.new_full((len(batch.positions),), value))
         return values[0], values[1]
 
 
@@ -188,7 +195,9 @@ def load(
     path = released().get(str(model), Path(model))
     if not path.is_file():
         names = ", ".join(released()) or "none yet"
-        raise ModelError(f"There is no model '{model}': no such file, and the released names are {names}.")
+        raise ModelError(
+            f"There is no model '{model}': no such file, and the released names are {names}."
+        )
     if path.suffix == ".safetensors":
         config, state, card = read_safetensors(path)
     else:
@@ -218,7 +227,9 @@ def read_safetensors(path: Path) -> tuple[DPA4Config, dict[str, Tensor], dict[st
             header = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a readable safetensors file (damaged or truncated).") from error
+        raise ModelError(
+            f"{path} is not a readable safetensors file (damaged or truncated)."
+        ) from error
     if header.get("format") != FORMAT:
         raise ModelError(
             f"{path} is not a dpa4sim model: its header says format = {header.get('format')!r}. "
@@ -243,7 +254,9 @@ def fill(network: DPA4, state: Mapping[str, Tensor], source: str) -> None:
         if name not in state:
             raise ModelError(f"{source} lacks the tensor '{name}' that its config calls for.")
         if name not in wanted:
-            raise ModelError(f"{source} has the tensor '{name}', which its config does not call for.")
+            raise ModelError(
+                f"{source} has the tensor '{name}', which its config does not call for."
+            )
         if state[name].shape != wanted[name].shape:
             raise ModelError(
                 f"{source}: '{name}' has shape {tuple(state[name].shape)}, "

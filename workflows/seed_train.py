@@ -108,7 +108,9 @@ def losses(
     """Objective and error sums of a batch of frames."""
     species, system, center, neighbor, vector, forces, volume = pack(frames, chosen, species_of)
     vector.requires_grad_(True)
-    edges = Edges(center, neighbor, vector, center.new_zeros(1))
+    counts = torch.bincount(center, minlength=len(species))
+    row_ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    edges = Edges(center, neighbor, vector, row_ptr)
     atomic, _ = model(species, edges)
     (gradient,) = torch.autograd.grad(atomic.sum(), vector, create_graph=train)
     predicted = gradient.new_zeros(len(species), 3)

@@ -124,8 +124,8 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path} holds pickled objects beside tensors, which could run code; it was not opened. "
-            "A DeePMD-kit training checkpoint holds tensors and plain values only."
+            f"{path} holds pickled objects beside tensors, which could run code; "
+            "it was not opened. A training checkpoint holds tensors and plain values only."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ModelError(
@@ -151,7 +151,9 @@ def _choose_branch(
         return "Default", params
     names = ", ".join(branches)
     if branch is None:
-        raise ModelError(f"{source} has the branches {names}. Choose one: branch='{next(iter(branches))}'.")
+        raise ModelError(
+            f"{source} has the branches {names}. Choose one: branch='{next(iter(branches))}'."
+        )
     if branch not in branches:
         raise ModelError(f"{source} has no branch '{branch}'. It has {names}.")
     return branch, branches[branch]
@@ -169,7 +171,9 @@ def _rename(config: DPA4Config, tensors: State, source: str) -> State:
     state["energy_shift"] = bias + left.pop("atomic_model.out_bias").double()[0, :, 0]
     strangers = [name for name in left if not CONSTANT.search(name)]
     if strangers:
-        raise ModelError(f"{source} holds the tensor '{strangers[0]}', which dpa4sim does not know.")
+        raise ModelError(
+            f"{source} holds the tensor '{strangers[0]}', which dpa4sim does not know."
+        )
     return state
 
 
@@ -193,10 +197,10 @@ def _embedding_names(config: DPA4Config) -> Iterator[tuple[str, str]]:
     source = "env_seed_embedding."
     yield "environment.species_table", source + "env_type_embed.adam_type_embedding"
     for ours, theirs in (("radial", "rbf_proj"), ("pair", "g")):
-        for side, layer in (("inner", "layer1"), ("outer", "layer2")):
-            yield f"environment.{ours}.{side}", f"{source}{theirs}_{layer}.matrix"
+        for side, place in (("inner", "layer1"), ("outer", "layer2")):
+            yield f"environment.{ours}.{side}", f"{source}{theirs}_{place}.matrix"
             if config.bias:
-                yield f"environment.{ours}.{side}_bias", f"{source}{theirs}_{layer}.bias"
+                yield f"environment.{ours}.{side}_bias", f"{source}{theirs}_{place}.bias"
     yield "environment.out", source + "output_proj.matrix"
     for name in ("scale", "shift"):
         if config.edge_norm:
@@ -225,9 +229,7 @@ def _block_names(config: DPA4Config, degree: int, order: int) -> Iterator[tuple[
             yield f"{ours}.bias", f"{theirs}.bias"
 
 
-def _convolution_names(
-    config: DPA4Config, degree: int, order: int
-) -> Iterator[tuple[str, str]]:
+def _convolution_names(config: DPA4Config, degree: int, order: int) -> Iterator[tuple[str, str]]:
     for ours, theirs in (("mix_in", "pre_focus_mix"), ("mix_out", "post_focus_mix")):
         yield f"{ours}.weight", f"{theirs}.weight"
         if config.bias:
@@ -290,9 +292,7 @@ def _readout_names(config: DPA4Config) -> Iterator[tuple[str, str]]:
         yield from _feed_forward_names("product", 0, config.bias)
 
 
-def _feed_forward_names(
-    operation: str, gates: int | None, bias: bool
-) -> Iterator[tuple[str, str]]:
+def _feed_forward_names(operation: str, gates: int | None, bias: bool) -> Iterator[tuple[str, str]]:
     """Names of one unit; `gates` is its degree where it gates instead of using a grid."""
     for ours, theirs in (("widen", "so3_linear_1"), ("narrow", "so3_linear_2")):
         yield f"{ours}.weight", f"{theirs}.weight"
@@ -369,7 +369,9 @@ def _block_constants(
         yield f"so2_conv.{name}.expand_index", lm
     rows = torch.tensor(degree_of_row(degree, order))
     n_zonal = degree + 1
-    negative, positive, start = [], [], n_zonal
+    negative: list[int] = []
+    positive: list[int] = []
+    start = n_zonal
     for m in range(1, order + 1):
         size = degree - m + 1
         negative += range(start, start + size)

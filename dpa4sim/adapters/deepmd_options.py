@@ -1,6 +1,6 @@
 """DeePMD-kit's model options <-> DPA4Config.  Its vocabulary stops here.
 
-An option that dpa4sim does not compute is refused by name; nothing is ignored that changes a number.
+An option that dpa4sim does not compute is refused by name; nothing that matters is ignored.
 """
 
 from __future__ import annotations
@@ -148,6 +148,8 @@ MODEL_HARMLESS = {
     "resuming",
     "hessian_mode",
     "compress",
+    "srtab_add_bias",
+    "pair_exclude_types",
 }
 
 FITTING_INACTIVE: dict[str, tuple[Any, ...]] = {
@@ -194,7 +196,7 @@ def config_from_deepmd(model: Mapping[str, Any], version: float, source: str) ->
     fitting = dict(model.get("fitting_net", {}))
     _refuse(given, {*RENAMED, *DEFAULTS, *HARMLESS}, INACTIVE, source, "descriptor.")
     _refuse(fitting, FITTING_HARMLESS, FITTING_INACTIVE, source, "fitting_net.")
-    if "mixing_layers" not in given and given.get("so2_layers") is not None:
+    if given.get("so2_layers") is not None:  # the old name wins in DeePMD-kit
         given["mixing_layers"] = given["so2_layers"]
     options = {**DEFAULTS, **given}
     values = {ours: options[theirs] for theirs, ours in RENAMED.items()}
@@ -206,9 +208,9 @@ def config_from_deepmd(model: Mapping[str, Any], version: float, source: str) ->
     values["norm_places"] = [
         place for place, on in zip(PLACES, options["sandwich_norm"], strict=True) if on
     ]
-    values["excluded_pairs"] = [
-        [model["type_map"][i], model["type_map"][j]] for i, j in options["exclude_types"] or []
-    ]
+    pairs = _excluded_pairs(model.get("pair_exclude_types"), options["exclude_types"], source)
+    names = model["type_map"]
+    values["excluded_pairs"] = [[names[i], names[j]] for i, j in pairs]
     values["default_charge_spin"] = list(options["default_chg_spin"] or [])
     values["energy_hidden"] = list(fitting.get("neuron", [0]))
     values["descriptor_version"] = _version(version, source)
@@ -232,8 +234,11 @@ def config_to_deepmd(config: DPA4Config, precision: str) -> dict[str, Any]:
         "sandwich_norm": [place in config.norm_places for place in PLACES],
         "s2_activation": [False, config.ffn_grid == "s2"],
         "ffn_so3_grid": config.ffn_grid == "so3",
-        "grid_mlp": [False, config.message_grid_operation == "mlp"]
-        + [config.ffn_grid_operation == "mlp"],
+        "grid_mlp": [
+            False,
+            config.message_grid_operation == "mlp",
+            config.ffn_grid_operation == "mlp",
+        ],
         "grid_branch": [0, config.message_grid_branches, config.ffn_grid_branches],
         "so3_readout": {"scalar": "none", "product": "glu", "mlp": "mlp"}[config.readout],
         "exclude_types": [[names.index(a), names.index(b)] for a, b in config.excluded_pairs],
@@ -276,7 +281,8 @@ def _refuse_model_options(model: Mapping[str, Any], source: str) -> None:
     for key, value in model.items():
         if key not in MODEL_HARMLESS and value not in (None, [], {}, False):
             raise ModelError(
-                f"{source} uses the model option '{key}' = {value!r}, which dpa4sim does not compute."
+                f"{source} uses the model option '{key}' = {value!r}, "
+                "which dpa4sim does not compute."
             )
 
 
@@ -300,6 +306,16 @@ def _refuse(
             )
 
 
+def _excluded_pairs(of_model: Any, of_descriptor: Any, source: str) -> list[tuple[int, int]]:
+    """Excluded type pairs, which DeePMD-kit takes in either of two places."""
+    tables = [sorted(map(tuple, table)) for table in (of_model, of_descriptor) if table]
+    if len(tables) == 2 and tables[0] != tables[1]:
+        raise ModelError(
+            f"{source} excludes different pairs in pair_exclude_types and descriptor.exclude_types."
+        )
+    return tables[0] if tables else []
+
+
 def _schedules(options: Mapping[str, Any]) -> dict[str, Any]:
     degrees = options["l_schedule"]
     orders, top = options["m_schedule"], options["mmax"]
@@ -315,7 +331,7 @@ def _schedules(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _grids(options: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Which grid each place uses; `grid_mlp` and `grid_branch` name [edge, message, feed-forward]."""
+    """Which grid each place uses; lists are [edge, message, feed-forward]."""
     on_edges, on_ffn = options["s2_activation"]
     if on_edges:
         raise ModelError(

@@ -78,7 +78,7 @@ class RadialNetwork(nn.Module):
 
         rho_l = W_out,l silu(norm(W ... phi(r)))
 
-    The last matrix is linear, so whatever is linear in rho is folded with it before it meets an edge.
+    The last matrix is linear: whatever is linear in rho is folded with it before it meets an edge.
     """
 
     def __init__(

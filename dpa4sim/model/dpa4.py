@@ -37,9 +37,14 @@ DEGREE_FLOOR = 0.25
 class DPA4(nn.Module):
     """The network.  A function of species and edge vectors; it knows no positions and no cell."""
 
+    energy_shift: Tensor
+    nuclear_charge: Tensor
+    excluded: Tensor
+
     def __init__(self, config: DPA4Config, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config = config
+        self.hand_written = True
         C, n_species = config.channels, len(config.species)
         node_degree = config.top_degree + config.extra_degree
         radial_exponent, self.edge_exponent = config.envelope_exponents
@@ -146,9 +151,17 @@ class DPA4(nn.Module):
             degree_scale=degree_scale(
                 weight, edges.center, n_atoms, config.epsilon if self.legacy else DEGREE_FLOOR
             ),
+            offsets=self._offsets(edges),
         )
         radial_vector = (features.gated_weight / length)[:, None]
         return features, torch.cat([radial_vector, radial_vector * direction], 1), basis
+
+    def _offsets(self, edges: Edges) -> tuple[int, ...] | None:
+        """row_ptr on the host where the hand-written kernels apply: CPU, frozen weights, eager."""
+        frozen = not self.species_table.requires_grad and not torch.compiler.is_compiling()
+        if not (self.hand_written and frozen and edges.center.device.type == "cpu"):
+            return None
+        return tuple(edges.row_ptr.tolist())
 
     def _species_features(
         self, species: Tensor, charge: Tensor | None, spin: Tensor | None
@@ -175,6 +188,7 @@ class DPA4(nn.Module):
             edges.center,
             edges.degree_scale,
             self.config.epsilon,
+            edges.offsets,
         )
         if n_angular == 0:
             return scalars[:, None]
@@ -187,6 +201,7 @@ class DPA4(nn.Module):
             edges.profile_weight[1:],
             edges.center,
             edges.degree_scale,
+            edges.offsets,
         )
         return torch.cat([scalars[:, None], angular], 1)
 

@@ -26,6 +26,7 @@ class EdgeFeatures:
         species: species features of each atom.
         gate: eta_j of each edge's neighbour (Eq. 5); None without a bridging window.
         degree_scale: n_i (Eq. 9).
+        offsets: row_ptr as Python integers where the hand-written CPU kernels are used.
     """
 
     center: Int[Tensor, " edge"]
@@ -38,6 +39,7 @@ class EdgeFeatures:
     species: Float[Tensor, "atom channel"]
     gate: Float[Tensor, " edge"] | None
     degree_scale: Float[Tensor, " atom"]
+    offsets: tuple[int, ...] | None = None
 
     def project(
         self, weight: Float[Tensor, "degree channel column"]

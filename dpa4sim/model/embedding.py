@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log
 
 import torch
@@ -17,15 +18,29 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from dpa4sim.kernels.segments import sum_outer
 from dpa4sim.model.linear import truncated_normal
 from dpa4sim.model.norm import root_mean_square
 
 
 def sum_edges(
-    message: Float[Tensor, "edge *feature"], center: Int[Tensor, " edge"], n_atoms: int
-) -> Float[Tensor, "atom *feature"]:
+    message: Float[Tensor, edge * feature], center: Int[Tensor, " edge"], n_atoms: int
+) -> Float[Tensor, atom * feature]:
     """Add each edge's message to the atom at its center."""
     return message.new_zeros(n_atoms, *message.shape[1:]).index_add(0, center, message)
+
+
+def sum_products(
+    a: Float[Tensor, "edge p"],
+    b: Float[Tensor, "edge q"],
+    center: Int[Tensor, " edge"],
+    n_atoms: int,
+    offsets: Sequence[int] | None,
+) -> Float[Tensor, "atom p q"]:
+    """sum_j a_ij (x) b_ij at each center, by the hand-written kernel where offsets are given."""
+    if offsets is not None:
+        return sum_outer(a, b, offsets)
+    return sum_edges(a[:, :, None] * b[:, None, :], center, n_atoms)
 
 
 def degree_scale(
@@ -45,6 +60,7 @@ def angular_seed(
     profile_weight: Float[Tensor, "degree hidden channel"],
     center: Int[Tensor, " edge"],
     scale: Float[Tensor, " atom"],
+    offsets: Sequence[int] | None = None,
 ) -> Float[Tensor, "atom lm channel"]:
     """Seed the l >= 1 features from the directions of the neighbours.  Eq. 13
 
@@ -58,8 +74,8 @@ def angular_seed(
 
     Rotates as D^l(R) along `lm`; three times differentiable at the cutoff.
     """
-    pairs = harmonics[:, :, None] * hidden[:, None, :]
-    summed = sum_edges(pairs, center, scale.shape[0]) * scale[:, None, None]
+    summed = sum_products(harmonics, hidden, center, scale.shape[0], offsets)
+    summed = summed * scale[:, None, None]
     rows = [
         summed[:, l * l - 1 : (l + 1) ** 2 - 1] @ profile_weight[l - 1]
         for l in range(1, profile_weight.shape[0] + 1)
@@ -135,6 +151,7 @@ class EnvironmentSeed(nn.Module):
         center: Int[Tensor, " edge"],
         scale: Float[Tensor, " atom"],
         epsilon: float,
+        offsets: Sequence[int] | None = None,
     ) -> Float[Tensor, "atom channel"]:
         """Modulated species features.
 
@@ -143,7 +160,7 @@ class EnvironmentSeed(nn.Module):
             scale: n_i.
         """
         n_atoms = features.shape[0]
-        moments = sum_edges(radial_vector[:, :, None] * hidden[:, None, :], center, n_atoms)
+        moments = sum_products(radial_vector, hidden, center, n_atoms, offsets)
         matrix = moments @ self.pair.outer
         if self.pair.outer_bias is not None:
             total = sum_edges(radial_vector, center, n_atoms)

@@ -51,6 +51,8 @@ class GatedFeedForward(nn.Module):
     Without `gated_linear` there is no g: v_0 <- silu(v_0), and v_0 makes the gates.
     """
 
+    degree: Tensor
+
     def __init__(
         self, max_degree: int, channels: int, hidden: int, *, gated_linear: bool, bias: bool
     ) -> None:

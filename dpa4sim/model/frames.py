@@ -6,13 +6,13 @@
 | D_ij, rows |m| <= M | `RotationRows`, ordered m = 0, -1, +1, -2, +2, ... |
 | r_ij / |r_ij| | `direction` |
 
-Everything follows from one set of constants, the gradient of the solid harmonics in their own basis:
+Everything follows from one set of constants, the gradient of the solid harmonics in their basis:
 
     d R_l / d x_a = G_a R_{l-1}                      (R_l: l-th degree, homogeneous, harmonic)
     Y_l(n)        = 1/l (n . G) Y_{l-1}(n)           (Euler's relation)
     row_{+-m,l}   ~ (t . G) row_{+-(m-1),l-1}        (t = t1 + i t2 spans the plane normal to n)
 
-The last line holds because t . t = 0 = t . n, so that (t . grad)^m R_l is the order-m part seen along n.
+The last line holds because t . t = 0 = t . n: (t . grad)^m R_l is the order-m part seen along n.
 A roll of (t1, t2) about n is a gauge: the network does not depend on it.
 
 Convention: |Y_l| = 1 on the unit sphere; Y_1 = (y, z, -x); D Y(p) = Y(R p) with R n = z.
@@ -72,7 +72,7 @@ def tangents(
 class RotationRows(nn.Module):
     """Rows |m| <= M of the block-diagonal Wigner-D that turns each direction to +z.
 
-    Entry [e, k, lm] is D^l_{m_k, m} with m_k = 0, -1, +1, ..., zero where l < |m_k|.  Row 0 is Y(n).
+    Entry [e, k, lm] is D^l_{m_k, m}, m_k = 0, -1, +1, ..., zero where l < |m_k|.  Row 0 is Y(n).
     """
 
     def __init__(self, max_degree: int, max_order: int) -> None:
@@ -120,7 +120,7 @@ class RotationRows(nn.Module):
 
 
 def _raising_table(max_degree: int, order: int) -> np.ndarray:
-    """t (x) row_{m-1} -> row_m for all degrees, (3 (L + 1)^2, (L + 1)^2)."""
+    """T (x) row_{m-1} -> row_m for all degrees, (3 (L + 1)^2, (L + 1)^2)."""
     size = (max_degree + 1) ** 2
     table = np.zeros((3, size, size))
     for degree in range(order, max_degree + 1):
@@ -133,7 +133,7 @@ def _raising_table(max_degree: int, order: int) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _gradient_table(degree: int) -> np.ndarray:
-    """G of degree l as a (3 (2l - 1), 2l + 1) matrix: d R_l / d x_a = G_a R_{l-1}, exact polynomials."""
+    """G of degree l, (3 (2l - 1), 2l + 1): d R_l / d x_a = G_a R_{l-1}, from exact polynomials."""
     above, below = _solid_harmonics(degree), _solid_harmonics(degree - 1)
     monomials = sorted({key for poly in below for key in poly})
     basis = np.array([[poly.get(key, 0.0) for poly in below] for key in monomials])
@@ -165,7 +165,7 @@ def _legendre(degree: int, order: int) -> Polynomial:
     here: Polynomial = {(0, 0, 0): float(prod(range(1, 2 * order, 2)))}
     for l in range(order + 1, degree + 1):
         up = _multiply({(0, 0, 1): (2 * l - 1) / (l - order)}, here)
-        r2 = {key: -(l + order - 1) / (l - order) for key in ((2, 0, 0), (0, 2, 0), (0, 0, 2))}
+        r2 = dict.fromkeys(((2, 0, 0), (0, 2, 0), (0, 0, 2)), -(l + order - 1) / (l - order))
         below, here = here, _add(up, _multiply(r2, below))
     return here
 

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from dpa4sim.model.frames import degree_of_lm, RotationRows
+from dpa4sim.model.frames import RotationRows, degree_of_lm
 from dpa4sim.model.linear import DegreeLinear, truncated_normal
 
 LEBEDEV_ORDERS = (3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31, 35, 41, 47, 53, 59, 65)
@@ -54,7 +54,9 @@ def sphere_grid(max_degree: int) -> GridTables:
     harmonics = RotationRows(max_degree, 0).harmonics(points)
     norm = sqrt(max_degree + 1)
     width = 2 * torch.tensor(degree_of_lm(max_degree)).double() + 1
-    return GridTables(harmonics / norm, (harmonics * weights[:, None] * width * norm).T.contiguous())
+    return GridTables(
+        harmonics / norm, (harmonics * weights[:, None] * width * norm).T.contiguous()
+    )
 
 
 @lru_cache(maxsize=32)

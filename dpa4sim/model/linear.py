@@ -11,8 +11,8 @@ def degree_linear(
     x: Float[Tensor, "atom lm channel_in"], weight: Float[Tensor, "degree channel_in channel_out"]
 ) -> Float[Tensor, "atom lm channel_out"]:
     """Multiply the rows of degree l by matrix l."""
-    rows = [x[:, l * l : (l + 1) ** 2] @ weight[l] for l in range(weight.shape[0])]
-    return torch.cat(rows, 1) if len(rows) > 1 else rows[0]
+    rows = x.split([2 * degree + 1 for degree in range(weight.shape[0])], 1)
+    return torch.cat([row @ matrix for row, matrix in zip(rows, weight, strict=True)], 1)
 
 
 def add_to_scalar(

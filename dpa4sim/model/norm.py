@@ -41,11 +41,12 @@ def degree_norm(
 
     Commutes with rotations.
     """
-    scalar = x[:, :1]
-    x = torch.cat([scalar - scalar.mean(-1, keepdim=True), x[:, 1:]], 1)
+    scalar, angular = x.split([1, x.shape[1] - 1], 1)
+    x = torch.cat([scalar - scalar.mean(-1, keepdim=True), angular], 1)
     variance = ((x * x).sum(-1) * weight).sum(-1)
     x = x * (variance + epsilon).rsqrt()[:, None, None] * scale
-    return torch.cat([x[:, :1] + bias, x[:, 1:]], 1)
+    scalar, angular = x.split([1, x.shape[1] - 1], 1)
+    return torch.cat([scalar + bias, angular], 1)
 
 
 def row_weights(degree: Int[Tensor, " row"], channels: int) -> Float[Tensor, " row"]:
@@ -56,6 +57,9 @@ def row_weights(degree: Int[Tensor, " row"], channels: int) -> Float[Tensor, " r
 
 class DegreeNorm(nn.Module):
     """`degree_norm` of atom features, one scale per degree and channel."""
+
+    degree: Tensor
+    weight: Tensor
 
     def __init__(
         self, max_degree: int, channels: int, epsilon: float = DEGREE_NORM_EPSILON

@@ -56,6 +56,8 @@ class OptionSet:
         evaluated: False when the model wants inputs that dpa4sim has no place for; only refusal
             is right then.
         lora: add low-rank adapters to the file, as fine-tuning leaves them.
+        branch: put the model under this name into a multi-task file, behind another one.
+        normalized: write every option with its default into the file, as `dp train` does.
     """
 
     name: str
@@ -65,6 +67,8 @@ class OptionSet:
     unlisted: str | None = None
     evaluated: bool = True
     lora: bool = False
+    branch: str | None = None
+    normalized: bool = False
 
     @property
     def single_precision(self) -> bool:
@@ -173,6 +177,8 @@ def _file_options() -> list[OptionSet]:
         OptionSet("charge_spin", _model({"add_chg_spin_ebd": True}), charge_spin=True),
         _set("charge_spin_default", add_chg_spin_ebd=True, default_chg_spin=[-1.0, 2.0]),
         OptionSet("fitting_layers", _model({}, {"neuron": [24, 0]})),
+        OptionSet("normalized", _model({"so3_readout": "glu"}, None, **ZBL), normalized=True),
+        OptionSet("branch", _model({}), branch="Omat24"),
         OptionSet("lora", _model({"mmax": 2, "n_focus": 2}), lora=True),
         OptionSet("zbl", _model({"n_focus": 2}, None, **ZBL)),
         OptionSet("zbl_scatter", _model({"n_atten_head": 0, "lmax": 3}, None, **ZBL)),
@@ -285,7 +291,7 @@ _CHOICES: dict[str, list[Any]] = {
 
 def _random_sets() -> list[OptionSet]:
     """Every option drawn independently, each value at least once; the same sets everywhere."""
-    rng = np.random.default_rng(RANDOM_SEED + 5)
+    rng = np.random.default_rng(RANDOM_SEED + 4)
     columns = {key: _shuffled(rng, values) for key, values in _CHOICES.items()}
     versions = _shuffled(rng, [1.2, 1.2, 1.1, 1.0])
     sets = []
@@ -362,7 +368,8 @@ def _clusters() -> list[_Draft]:
         [-1.165, -0.890, -0.586], [0.020, -0.012, 0.411], [1.252, 0.865, 0.310],
         [1.270, -0.851, 0.295], [2.100, 0.030, -0.950], [2.780, 0.030, -0.260],
     ]  # fmt: skip
-    cutoff = [[0, 0, 0], [4.05, 0, 0], [0, 4.4, 0], [0, 0, 4.9], [-4.5001, 0, 0]]
+    edge = [[0, 0, 0], [4.12, 0, 0], [0, 4.49, 0], [0, 0, 4.99], [-4.5001, 0, 0], [0, -5.24, 0]]
+    cutoff = [*edge, *np.add(edge, [0.4, 0.6, 0.7])]  # dimers: version 1.0 diverges without
     return [
         ("on_z", on_z, ["H", "C", "O", "N", "H"], None, False),
         ("near_z", near_z, ["O", "C", "N", "H", "Cu"], None, False),
@@ -371,7 +378,7 @@ def _clusters() -> list[_Draft]:
         ("island", [[0, 0, 0], [1.1, 0.2, 0.3], [25, 0, 0]], ["N", "H", "O"], None, False),
         ("close", close, ["Cu", "H", "O", "C", "N"], None, False),
         ("molecule", ethanol, ["H", "C", "H", "H", "C", "H", "H", "O", "H"], None, False),
-        ("cutoff", cutoff, ["O", "H", "C", "N", "Cu"], None, False),
+        ("cutoff", cutoff, ["O", "H", "C", "N", "Cu", "H"] * 2, None, False),
     ]
 
 

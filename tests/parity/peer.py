@@ -1,11 +1,12 @@
 """Run DeePMD-kit on the option sets.  For the python of DeePMD-kit's own virtual environment.
 
-    peer.py build OUT [NAME ...]                make NAME.pt and NAME.npz for every option set
-    peer.py eval CHECKPOINT STRUCTURES.npz OUT  energies of any DeePMD checkpoint
+    peer.py build OUT [NAME ...]                 make NAME.pt and NAME.npz for every option set
+    peer.py eval CHECKPOINT STRUCTURES OUT ...   energies of any DeePMD checkpoints, three by three
 
-NAME.npz and STRUCTURES.npz hold, per structure, `STRUCTURE/coord (N,3) Å`, `STRUCTURE/atype (N,)`,
-`STRUCTURE/box (3,3)` rows or size 0, and optionally `STRUCTURE/charge_spin (2,)`; the output adds
-`energy` eV, `force` eV/Å, `virial (3,3)` eV and `atom_energy`.  It needs nothing of dpa4sim.
+NAME.npz and STRUCTURES (.npz) hold, per structure, `STRUCTURE/coord (N,3)` in Å,
+`STRUCTURE/atype (N,)`, `STRUCTURE/box (3,3)` rows or size 0, and optionally
+`STRUCTURE/charge_spin (2,)`; the output adds `energy` eV, `force` eV/Å, `virial (3,3)` eV and
+`atom_energy`.  It needs nothing of dpa4sim.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import torch  # noqa: E402
 from deepmd.infer import DeepPot  # type: ignore[import-not-found]  # noqa: E402
 from deepmd.pt.model.model import get_model  # type: ignore[import-not-found]  # noqa: E402
 from deepmd.pt.train.wrapper import ModelWrapper  # type: ignore[import-not-found]  # noqa: E402
+from deepmd.utils.argcheck import model_args  # type: ignore[import-not-found]  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 from option_sets import all_sets, find, structures  # noqa: E402
@@ -41,7 +43,8 @@ from option_sets import all_sets, find, structures  # noqa: E402
 if TYPE_CHECKING:
     from option_sets import OptionSet
 
-VERSION_KEY = "model.Default.atomic_model.descriptor.version_tensor"
+VERSION_KEY = ".descriptor.version_tensor"
+BLOCK_0 = "model.Default.atomic_model.descriptor.blocks.0."
 FILM_STRENGTH = 0.5
 LAYER_SCALE = 0.5
 
@@ -83,13 +86,20 @@ def randomise(model: torch.nn.Module) -> None:
 def save_checkpoint(chosen: OptionSet, path: Path) -> None:
     """A training checkpoint of a random model."""
     torch.manual_seed(0)
-    model = get_model(chosen.model)
+    options = model_args().normalize_value(chosen.model) if chosen.normalized else chosen.model
+    model = get_model(options)
     randomise(model)
-    state = ModelWrapper(model, model_params=chosen.model).state_dict()
-    if chosen.version is None:
-        del state[VERSION_KEY]
+    if chosen.branch is None:
+        state = ModelWrapper(model, model_params=options).state_dict()
     else:
-        state[VERSION_KEY].fill_(chosen.version)
+        models = {"other": get_model(options), chosen.branch: model}
+        params = {"model_dict": dict.fromkeys(models, options)}
+        state = ModelWrapper(models, model_params=params).state_dict()
+    for key in [key for key in state if key.endswith(VERSION_KEY)]:
+        if chosen.version is None:
+            del state[key]
+        else:
+            state[key].fill_(chosen.version)
     if chosen.lora:
         state |= adapters(state)
     torch.save({"model": state}, path)
@@ -98,15 +108,14 @@ def save_checkpoint(chosen: OptionSet, path: Path) -> None:
 
 def adapters(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Rank-2 adapters A, B for the first SO(2) layer and the feed-forward of block 0."""
-    block = VERSION_KEY.replace("version_tensor", "blocks.0.")
     added: dict[str, torch.Tensor] = {}
 
     def add(layer: str, weight: str, a: str, b: str) -> None:
-        *degrees, n_in, n_out = state[f"{block}{layer}.{weight}"].shape
+        *degrees, n_in, n_out = state[f"{BLOCK_0}{layer}.{weight}"].shape
         rng = np.random.default_rng(zlib.crc32(f"{layer}{weight}".encode()))
         for key, shape in ((a, (*degrees, 2, n_in)), (b, (*degrees, n_out, 2))):
-            added[f"{block}{layer}.{key}"] = torch.as_tensor(0.2 * rng.standard_normal(shape))
-        added[f"{block}{layer}.lora_scaling"] = torch.tensor(0.7, dtype=torch.float64)
+            added[f"{BLOCK_0}{layer}.{key}"] = torch.as_tensor(0.2 * rng.standard_normal(shape))
+        added[f"{BLOCK_0}{layer}.lora_scaling"] = torch.tensor(0.7, dtype=torch.float64)
 
     add("ffns.0.so3_linear_1", "weight", "A_by_l", "B_by_l")
     add("so2_conv.so2_linears.0", "weight_m0", "A_m0", "B_m0")
@@ -133,9 +142,11 @@ def in_double_precision(checkpoint: Path) -> Path:
     return copy
 
 
-def evaluate(checkpoint: Path, inputs: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def evaluate(
+    checkpoint: Path, inputs: dict[str, dict[str, np.ndarray]], branch: str | None = None
+) -> dict[str, np.ndarray]:
     """Energy, force, virial and atomic energy of each structure."""
-    potential = DeepPot(str(checkpoint))
+    potential = DeepPot(str(checkpoint), head=branch)
     found: dict[str, np.ndarray] = {}
     for name, given in inputs.items():
         box = given["box"]
@@ -185,7 +196,7 @@ def build(folder: Path, names: list[str]) -> None:
         save_checkpoint(chosen, checkpoint)
         if chosen.evaluated:
             source = in_double_precision(checkpoint) if chosen.single_precision else checkpoint
-            np.savez(table, **evaluate(source, inputs_for(chosen)))
+            np.savez(table, **evaluate(source, inputs_for(chosen), chosen.branch))
         print(f"{chosen.name:30s} {time.perf_counter() - start:6.2f} s", flush=True)
 
 
@@ -204,8 +215,9 @@ def main(words: list[str]) -> None:
     """Dispatch on the first word."""
     if words[:1] == ["build"] and len(words) >= 2:
         build(Path(words[1]), words[2:])
-    elif words[:1] == ["eval"] and len(words) == 4:
-        evaluate_file(*map(Path, words[1:]))
+    elif words[:1] == ["eval"] and len(words) >= 4 and len(words) % 3 == 1:
+        for triple in zip(words[1::3], words[2::3], words[3::3], strict=True):
+            evaluate_file(*map(Path, triple))
     else:
         sys.exit(__doc__)
 

@@ -15,10 +15,10 @@ from dpa4sim.relax.cell import (
 )
 
 EXPM_TOLERANCE = 2e-13
-"""Relative to the largest entry: sixteen doublings of the rounding error of the series."""
+"""Relative to the largest entry: four squarings make sixteen times the rounding of the series."""
 
 SLOPE_TOLERANCE = 2e-7
-"""Relative error of a central difference over 1e-5 Å; measured 1e-8, and falling with its square."""
+"""Relative error of a central difference over 1e-5 Å; measured 1e-8, falling with its square."""
 
 
 def matrices(scale: float, count: int = 50) -> torch.Tensor:

@@ -86,6 +86,16 @@ def test_a_cell_too_skewed_for_its_neighbours_has_collapsed():
     assert inspect_geometry(skewed, CUTOFF_A).tolist() == expected
 
 
+def test_a_start_without_computable_edges_is_invalid():
+    """A periodic cell without volume has no edges: F = 0 must not pass for convergence."""
+    batch = packed([*crystals().values()])
+    batch.cell[1, 2] = 0.0
+    state = fire_init(batch, LennardJones(), cell=False)
+    assert float(state.residual[1]) == 0.0
+    assert state.status[1] == Status.INVALID
+    assert set(state.status[2:].tolist()) == {Status.RUNNING}
+
+
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [

@@ -1,0 +1,60 @@
+# make demo    relax a hundred crystals in one batch and draw the result
+# make test    run the tests
+# make lint    ruff and mypy
+# make bench   run every benchmark in bench/
+# make peers   DeePMD-kit in .peers/deepmd, against which tests/parity compares
+# make clean   remove what the others made, except .venv and .peers
+#
+# demo, test, lint and bench make .venv if it is missing: they can be the first command.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEEPMD := .peers/deepmd
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint bench peers clean
+
+demo: $(INSTALLED)
+	$(BIN)/python workflows/demo.py
+
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	set -e; for script in bench/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+
+peers: $(DEEPMD)/.installed
+
+clean:
+	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path "./.venv/*" -not -path "./.peers/*" -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(call make_environment,.venv)
+	$(call with_uv,pip install --python $(BIN)/python -e ".[dev]" -c constraints.txt)
+	touch $@
+
+$(DEEPMD)/.installed: | $(INSTALLED)
+	$(call make_environment,$(DEEPMD))
+	$(call with_uv,pip install --python $(DEEPMD)/bin/python "deepmd-kit[torch]==3.2.0" torch==2.11.0)
+	touch $@
+
+# $(1): folder.  A python that is too old is told so before anything is made.
+define make_environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
+	{ echo "dpa4sim needs Python 3.12 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1). Say which: make PYTHON=python3.12"; exit 1; }
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+endef
+
+# $(1): arguments of uv, which comes from the PATH or from PyPI into .venv.
+define with_uv
+	if uv --version >/dev/null 2>&1; then uv $(1); else \
+	{ $(BIN)/uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet uv; } && \
+	$(BIN)/uv $(1); fi
+endef

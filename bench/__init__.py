@@ -1,0 +1,1 @@
+"""Benchmarks: one module per claim, each writing bench/records/CLAIM.HARDWARE.json."""

@@ -1,0 +1,1 @@
+"""The only place that speaks another project's vocabulary; imported lazily."""

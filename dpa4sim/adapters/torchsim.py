@@ -1,0 +1,122 @@
+"""TorchSim: SimState <-> Batch, and a model for `ts.static`, `ts.optimize` and `ts.integrate`.
+
+TorchSim keeps lattice vectors as columns, we keep rows: the transpose lives here and nowhere else.
+Importing this module imports torch_sim, which takes seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_sim.models.interface import ModelInterface
+from torch_sim.state import SimState
+
+from dpa4sim.batch import Batch
+from dpa4sim.errors import DataError
+from dpa4sim.potential import EnergyModel
+
+
+def from_state(state: SimState) -> Batch:
+    """The systems of a state; `charge` and `spin` come from its system extras."""
+    cell = state.cell.detach().transpose(1, 2).to(torch.float64).contiguous()
+    system_idx = state.system_idx.long()
+    n_atoms = torch.zeros(len(cell), dtype=torch.long, device=cell.device)
+    n_atoms = n_atoms.index_add(0, system_idx, torch.ones_like(system_idx))
+    return Batch(
+        positions=state.positions.detach().double(),
+        atomic_numbers=state.atomic_numbers.long(),
+        cell=cell,
+        pbc=state.pbc.to(torch.bool).expand(len(cell), 3).contiguous(),
+        system_idx=system_idx,
+        n_atoms=n_atoms,
+        charge=_extra(state, "charge"),
+        spin=_extra(state, "spin"),
+    )
+
+
+def to_state(batch: Batch, dtype: torch.dtype = torch.float64) -> SimState:
+    """A state with standard masses; charge and spin become system extras.
+
+    Raises:
+        DataError: the systems differ in pbc, for which a SimState has one entry only.
+    """
+    from ase.data import atomic_masses
+
+    if not bool((batch.pbc == batch.pbc[0]).all()):
+        raise DataError(
+            "A TorchSim state holds one pbc for all its systems; these differ. "
+            "Convert the systems of each kind by themselves."
+        )
+    masses = torch.as_tensor(atomic_masses, dtype=dtype, device=batch.device)
+    given = {"charge": batch.charge, "spin": batch.spin}
+    return SimState(
+        positions=batch.positions.to(dtype, copy=True),
+        masses=masses[batch.atomic_numbers],
+        cell=batch.cell.transpose(1, 2).to(dtype).contiguous(),
+        pbc=batch.pbc[0].clone(),
+        atomic_numbers=batch.atomic_numbers.clone(),
+        system_idx=batch.system_idx.clone(),
+        _system_extras={name: value for name, value in given.items() if value is not None},
+    )
+
+
+class DPA4Model(ModelInterface):
+    """An EnergyModel as TorchSim sees it.
+
+    Args:
+        potential: anything that turns a Batch into a Prediction, such as `dpa4sim.load(...)`.
+        dtype: of the outputs and of the states that TorchSim makes for this model.
+        compute_forces: put forces into the output.
+        compute_stress: put the stress (eV/Å^3, tension positive) into the output; NaN for a
+            system without a volume.
+    """
+
+    def __init__(
+        self,
+        potential: EnergyModel,
+        *,
+        dtype: torch.dtype = torch.float64,
+        compute_forces: bool = True,
+        compute_stress: bool = True,
+    ) -> None:
+        super().__init__()
+        self.potential = potential
+        self._device = torch.device(potential.device)
+        self._dtype = dtype
+        self._compute_forces = compute_forces
+        self._compute_stress = compute_stress
+
+    @property
+    def compute_forces(self) -> bool:
+        """Whether the output has forces."""
+        return self._compute_forces
+
+    @compute_forces.setter
+    def compute_forces(self, value: bool) -> None:
+        self._compute_forces = value
+
+    @property
+    def compute_stress(self) -> bool:
+        """Whether the output has a stress."""
+        return self._compute_stress
+
+    @compute_stress.setter
+    def compute_stress(self, value: bool) -> None:
+        self._compute_stress = value
+
+    def forward(self, state: SimState, **kwargs: Any) -> dict[str, Tensor]:
+        """Energy, forces and stress of a state, detached, in this model's dtype."""
+        prediction = self.potential(from_state(state).to(self._device))
+        output = {"energy": prediction.energy}
+        if self._compute_forces:
+            output["forces"] = prediction.forces
+        if self._compute_stress:
+            output["stress"] = prediction.stress
+        return {name: value.detach().to(self._dtype) for name, value in output.items()}
+
+
+def _extra(state: SimState, name: str) -> Tensor | None:
+    value = state.system_extras.get(name)
+    return None if value is None else value.detach().double().reshape(-1)

@@ -1,0 +1,70 @@
+"""dpa4sim info MODEL: the model card."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from textwrap import fill
+from typing import Any
+
+from dpa4sim.cli.options import add_model, open_model
+from dpa4sim.cli.table import properties
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL."""
+    add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what the model is and where it comes from."""
+    potential = open_model(args)
+    config = potential.config
+    n_weights = sum(weight.numel() for weight in potential.model.parameters())
+    rows = [
+        ("model", args.model),
+        ("parameters", f"{n_weights:,}"),
+        ("elements", fill(f"{len(config.species)}: {' '.join(config.species)}", 80)),
+        ("cutoff", f"{config.cutoff:g} Å"),
+        ("blocks", f"{len(config.degrees)}, degrees {_list(config.degrees)}"),
+        ("channels", str(config.channels)),
+    ]
+    rows += [(f"option {name}", text) for name, text in _unusual(config)]
+    rows += list(_card(potential.card))
+    print(properties(rows))
+    return 0
+
+
+def _unusual(config: Any) -> list[tuple[str, str]]:
+    """Options that differ from the defaults, apart from those with a row of their own."""
+    shown = {"species", "cutoff", "channels", "n_blocks"}
+    return [
+        (field.name, _text(getattr(config, field.name)))
+        for field in fields(config)
+        if field.name not in shown
+        and field.default is not MISSING
+        and getattr(config, field.name) != field.default
+    ]
+
+
+def _card(card: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """The card's entries, nested ones with a dotted name."""
+    rows: list[tuple[str, str]] = []
+    for name, value in card.items():
+        key = f"{prefix}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            rows += _card(value, f"{key}: ")
+        else:
+            rows.append((key, _text(value)))
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return _list(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _list(values: Any) -> str:
+    return " ".join(map(_text, values))

@@ -1,0 +1,1 @@
+"""The hot operations: each has a plain PyTorch reference in model/ and a hand-written form here."""

@@ -1,0 +1,169 @@
+"""Packing and unpacking structures, and saying what is wrong with one."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from dpa4sim.batch import Batch, complaint, cross, dot, symbol
+from dpa4sim.errors import DataError
+
+CUBE = 4.0 * torch.eye(3, dtype=torch.float64)
+
+
+def water(**state) -> Batch:
+    return Batch.single([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]], [8, 1, 1], **state)
+
+
+def salt(**state) -> Batch:
+    return Batch.single([[0, 0, 0], [2.0, 2.0, 2.0]], [11, 17], CUBE, True, **state)
+
+
+def fields(batch: Batch) -> dict:
+    return {name: value for name, value in vars(batch).items() if value is not None}
+
+
+def assert_same(first: Batch, second: Batch):
+    assert fields(first).keys() == fields(second).keys()
+    for name, value in fields(first).items():
+        assert torch.equal(value, fields(second)[name]), name
+
+
+def test_single_makes_float64_of_any_input():
+    batch = Batch.single(torch.zeros(2, 3, dtype=torch.float32), [1, 1], torch.eye(3).half(), True)
+    assert batch.positions.dtype == batch.cell.dtype == torch.float64
+    assert batch.atomic_numbers.dtype == batch.system_idx.dtype == batch.n_atoms.dtype == torch.long
+    assert batch.pbc.tolist() == [[True, True, True]]
+    assert water().cell.eq(0).all()
+    assert water().pbc.tolist() == [[False, False, False]]
+
+
+def test_single_keeps_charge_and_spin():
+    batch = water(charge=-1, spin=2)
+    assert (batch.charge.tolist(), batch.spin.tolist()) == ([-1.0], [2.0])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "cell", "match"),
+    [
+        ([1], None, "2 positions and 1"),
+        ([1, 1], torch.ones(3), "3 x 3"),
+        ([1, 1], CUBE[:2], "3 x 3"),
+    ],
+)
+def test_single_refuses_arrays_that_do_not_belong_together(numbers, cell, match):
+    with pytest.raises(DataError, match=match):
+        Batch.single(torch.zeros(2, 3), numbers, cell)
+
+
+def test_concatenate_then_split_gives_the_parts_back():
+    parts = [water(charge=1), salt(charge=0), water(charge=-1)]
+    batch = Batch.concatenate(parts)
+    assert batch.n_systems == 3
+    assert batch.system_idx.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert batch.n_atoms.tolist() == [3, 2, 3]
+    for part, again in zip(parts, batch.split(), strict=True):
+        assert_same(part, again)
+    assert_same(Batch.concatenate([Batch.concatenate(parts[:2]), parts[2]]), batch)
+
+
+def test_concatenate_refuses_nothing_and_half_given_states():
+    with pytest.raises(DataError, match="at least one"):
+        Batch.concatenate([])
+    with pytest.raises(DataError, match="1 of 2 structures carry 'charge'"):
+        Batch.concatenate([water(charge=1), salt()])
+
+
+def test_select_reorders_repeats_and_renumbers():
+    batch = Batch.concatenate([water(spin=1), salt(spin=2), water(spin=3)])
+    chosen = batch.select([2, 1, 2])
+    parts = batch.split()
+    assert_same(chosen, Batch.concatenate([parts[2], parts[1], parts[2]]))
+    assert chosen.spin.tolist() == [3.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("systems", [[], [3], [-1]])
+def test_select_refuses_what_is_not_there(systems):
+    with pytest.raises(DataError):
+        Batch.concatenate([water(), salt(), water()]).select(systems)
+
+
+def test_to_moves_every_tensor():
+    moved = Batch.concatenate([water(charge=0.0), salt(charge=1.0)]).to("meta")
+    assert {value.device.type for value in fields(moved).values()} == {"meta"}
+    assert moved.spin is None
+
+
+def test_volume_is_positive_for_either_handedness_and_zero_without_a_cell():
+    mirrored = salt().with_geometry(salt().positions, -salt().cell)
+    batch = Batch.concatenate([salt(), mirrored, water()])
+    assert batch.volume.tolist() == [64.0, 64.0, 0.0]
+
+
+def test_dot_and_cross_agree_with_torch():
+    left, right = torch.rand(
+        2, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    torch.testing.assert_close(dot(left, right), torch.linalg.vecdot(left, right))
+    torch.testing.assert_close(cross(left, right), torch.linalg.cross(left, right))
+
+
+def moved(batch: Batch, positions=None, cell=None) -> Batch:
+    return batch.with_geometry(
+        batch.positions if positions is None else torch.tensor(positions, dtype=torch.float64),
+        batch.cell if cell is None else torch.as_tensor(cell, dtype=torch.float64).reshape(1, 3, 3),
+    )
+
+
+FLAT = [[4.0, 0, 0], [4.0, 1e-9, 0], [0, 0, 4.0]]
+COMPLAINTS = {
+    "no atoms": (Batch.single(torch.zeros(0, 3), []), "no atoms"),
+    "nan": (moved(salt(), [[0, 0, 0], [0, math.nan, 0]]), "position of atom 1 is not a finite"),
+    "inf": (moved(salt(), [[math.inf, 0, 0], [0, 0, 0]]), "position of atom 0 is not a finite"),
+    "far": (moved(salt(), [[0, 0, 0], [0, 0, 1e12]]), "position of atom 1 lies beyond"),
+    "nan cell": (moved(salt(), cell=math.nan * CUBE), "cell vector 0 is not a finite"),
+    "nan charge": (water(charge=math.nan), "charge is not a finite"),
+    "no cell": (moved(salt(), cell=0 * CUBE), "cell has no volume"),
+    "flat cell": (moved(salt(), cell=FLAT), "has no volume"),
+    "tiny cell": (moved(salt(), cell=0.01 * CUBE), "small or flat"),
+    "dummy": (Batch.single([[0, 0, 0]], [0]), "atomic number 0"),
+    "beyond the table": (Batch.single([[0, 0, 0]], [119]), "atomic number 119"),
+    "stranger": (Batch.single([[0, 0, 0]], [94]), "does not know the element.s. Pu"),
+    "one site": (moved(water(), [[0, 0, 0], [1, 0, 0], [1, 0, 1e-5]]), "atoms 1 and 2 stand on"),
+    "one site by an image": (moved(salt(), [[0, 0, 0], [4.0, -4.0, 8.0]]), "atoms 0 and 1 stand"),
+}
+
+
+@pytest.mark.parametrize("name", COMPLAINTS)
+def test_complaint_names_what_is_wrong(name):
+    system, sentence = COMPLAINTS[name]
+    found = complaint(system, frozenset({1, 8, 11, 17}))
+    assert found is not None
+    assert re.search(sentence, found), found
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        water(),
+        salt(charge=1, spin=2),
+        moved(salt(), cell=-CUBE),
+        moved(salt(), [[0, 0, 0], [4e4, 2.0, -2e4]]),
+        Batch.single(
+            [[0, 0, 0], [1, 1, 0]],
+            [1, 1],
+            torch.diag(torch.tensor([3.0, 3, 0])),
+            [True, True, False],
+        ),
+        Batch.single([[0, 0, 0]], [8], 1.8 * torch.eye(3), True),
+    ],
+    ids=["water", "salt", "mirrored", "unwrapped", "slab", "one atom"],
+)
+def test_nothing_is_wrong_with_a_good_structure(system):
+    assert complaint(system, frozenset({1, 8, 11, 17})) is None
+    assert complaint(system) is None
+
+
+def test_symbols():
+    assert [symbol(z) for z in (1, 118, 0, 119, -1)] == ["H", "Og", "Z=0", "Z=119", "Z=-1"]
