@@ -5,6 +5,7 @@ Drawn on matplotlib figures of their own; no global state is touched.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ PALETTE = ("#4c6ef5", "#f76707", "#12b886", "#e64980", "#7950f2", "#868e96", "#f
 DPI = 160
 BAND = 0.05
 """Relative width of the shaded band: a usual error of semilocal DFT volumes is 1 to 4 %."""
+
+APART = 0.12
+"""Labelled outliers differ this much in the logarithm of a volume, or their names would overlap."""
 
 MANY = 4000
 """From so many points on a parity panel counts them in hexagons."""
@@ -153,13 +157,20 @@ def _draw_volume_parity(
 
 
 def _label_outliers(axes: Axes, crystals: Sequence[Crystal], n_labels: int) -> None:
-    """Names of the largest deviations, on the side where they stick out."""
-    for crystal in sorted(crystals, key=lambda c: -abs(c.deviation))[:n_labels]:
+    """Formulas of the largest deviations, on the side where they stick out, none on another."""
+    taken: list[np.ndarray] = []
+    for crystal in sorted(crystals, key=lambda c: -abs(c.deviation)):
+        place = np.log([crystal.measured, crystal.relaxed])
+        if len(taken) == n_labels or abs(crystal.deviation) < 100 * BAND:
+            return
+        if any(np.abs(place - other).max() < APART for other in taken):
+            continue
+        taken.append(place)
         above = crystal.deviation > 0
         axes.annotate(
-            crystal.label,
+            re.sub(r"(\d+)", r"$_{\1}$", crystal.label),
             (crystal.measured, crystal.relaxed),
-            xytext=(-6, 5) if above else (6, -5),
+            xytext=(-5, 4) if above else (5, -4),
             textcoords="offset points",
             ha="right" if above else "left",
             va="bottom" if above else "top",
@@ -169,7 +180,7 @@ def _label_outliers(axes: Axes, crystals: Sequence[Crystal], n_labels: int) -> N
 
 
 def _draw_deviations(axes: Axes, crystals: Sequence[Crystal], colour: Mapping[str, str]) -> None:
-    """A row per family: every crystal a dot, the median a bar."""
+    """A row per family: every crystal a dot (a triangle beyond the edge), the median a bar."""
     _style(axes)
     axes.axvspan(-100 * BAND, 100 * BAND, color="#f1f3f5", zorder=0)
     axes.axvline(0, color=FAINT, linewidth=1, zorder=1)
@@ -178,8 +189,16 @@ def _draw_deviations(axes: Axes, crystals: Sequence[Crystal], colour: Mapping[st
     for row, (family, shade) in enumerate(colour.items()):
         values = np.array([c.deviation for c in crystals if c.family == family])
         heights = row + _swarm(values, 2 * reach / 90)
-        shown = np.clip(values, -reach, reach)
-        axes.scatter(shown, heights, s=11, color=shade, alpha=0.75, linewidths=0, zorder=3)
+        for inside, marker, size in (
+            (np.abs(values) <= reach, "o", 11),
+            (values > reach, ">", 22),
+            (values < -reach, "<", 22),
+        ):
+            shown = np.clip(values[inside], -reach, reach)
+            axes.scatter(
+                shown, heights[inside], s=size, marker=marker, color=shade, alpha=0.75,
+                linewidths=0, zorder=3,
+            )  # fmt: skip
         axes.plot([np.median(values)] * 2, [row - 0.36, row + 0.36], color=INK, linewidth=1.8)
     axes.set_yticks(range(len(colour)), list(colour))
     axes.tick_params(axis="y", length=0)
@@ -202,18 +221,23 @@ def _swarm(values: np.ndarray, width: float, spread: float = 0.07) -> np.ndarray
 
 
 def _draw_emptying(axes: Axes, crystals: Sequence[Crystal]) -> None:
-    """How many crystals were still moving at each step."""
+    """How many crystals were not converged at each step; those that never were stay."""
+    from matplotlib.ticker import MaxNLocator
+
     _style(axes)
-    stops = np.sort([c.steps for c in crystals])
-    steps = np.arange(stops[-1] + 2)
-    moving = len(stops) - np.searchsorted(stops, steps, side="right")
+    stops = np.sort([c.steps for c in crystals if c.converged])
+    steps = np.arange(max(c.steps for c in crystals) + 2)
+    moving = len(crystals) - np.searchsorted(stops, steps, side="right")
     axes.fill_between(steps, moving, step="post", color=PALETTE[0], alpha=0.18, linewidth=0)
     axes.step(steps, moving, where="post", color=PALETTE[0], linewidth=1.8)
-    axes.set(xlim=(0, steps[-1]), ylim=(0, 1.05 * len(stops)))
+    axes.set(xlim=(0, steps[-1]), ylim=(0, 1.05 * len(crystals)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step", color=INK)
     axes.set_ylabel("still moving", color=INK)
-    done = sum(c.converged for c in crystals)
-    title = f"{done} of {len(crystals)} converged, half of them by step {int(np.median(stops))}"
+    title = f"{len(stops)} of {len(crystals)} converged"
+    half = (len(crystals) + 1) // 2
+    if len(stops) >= half:
+        title += f", half of all by step {stops[half - 1]}"
     axes.set_title(title, loc="left", fontsize=11, color=INK)
 
 

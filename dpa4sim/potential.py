@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,7 @@ class Prediction:
     descriptors: Float[Tensor, "atom channel"] | None = None
 
 
+@runtime_checkable
 class EnergyModel(Protocol):
     """What relaxation and dynamics need: a callable from a trusted Batch to a Prediction."""
 

@@ -116,9 +116,12 @@ def molecule() -> Batch:
 
 
 def crystal() -> Batch:
-    """Four atoms in a skewed left-handed cell that is narrower than the cutoff."""
-    cell = torch.tensor([[3.9, 0.2, 0.1], [1.7, 0.3, 3.6], [-0.9, 4.4, 0.4]], dtype=torch.float64)
-    fractions = [[0.05, 0.1, 0.1], [0.4, 0.45, 0.3], [0.7, 0.2, 0.8], [0.3, 0.85, 0.55]]
+    """Four atoms in a skewed left-handed cell that is narrower than the cutoff.
+
+    A pair stands inside the ZBL window; no pair is within 0.06 Å of the cutoff.
+    """
+    cell = torch.tensor([[3.9, 0.2, 0.1], [1.7, 0.3, 3.6], [-0.9, 4.3, 0.4]], dtype=torch.float64)
+    fractions = [[0.56, 0.48, 0.9], [0.733, 0.543, 0.684], [0.18, 0.67, 0.36], [0.33, 0.94, 0.2]]
     positions = torch.tensor(fractions, dtype=torch.float64) @ cell
     return Batch.single(positions, torch.tensor([14, 6, 8, 6]), cell, pbc=True)
 

@@ -136,6 +136,12 @@ HARD = {
     "slab whose open vector lies in the plane": system(
         points(6, 4.0), [[3.0, 0, 0], [1.0, 4.0, 0], [2.0, 2.0, 0]], (True, True, False)
     ),
+    "upright slab": system(
+        points(6, 4.0), [[3.0, 0, 0], [0.5, 0, 4.0], [0, 0, 0]], (True, True, False)
+    ),
+    "upright wire": system(
+        points(6, 4.0), [[0, 0, 2.5], [0, 0, 0], [0, 0, 0]], (True, False, False)
+    ),
     "wire": system(points(5, 4.0), torch.diag(torch.tensor([2.5, 0.0, 0.0])), (True, False, False)),
     "wire along a slanted b": system(
         points(5, 4.0), [[0, 0, 0], [1.0, 2.0, 2.0], [2.0, 4.0, 4.0]], (False, True, False)

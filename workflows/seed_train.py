@@ -21,12 +21,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from seed_data import elements_of, seed_compounds
 
 from dpa4sim.batch import Batch
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges, neighbors
 from dpa4sim.model import DPA4
-from dpa4sim.potential import Potential
+from dpa4sim.potential import Potential, load
 
 Tensor = torch.Tensor
 
@@ -185,30 +186,26 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--edges", type=int, default=6000, help="edges in a batch")
     parser.add_argument("--limit", type=int, default=None, help="frames to use of each split")
+    parser.add_argument("--start", type=Path, default=None, help="model file to go on from")
+    parser.add_argument("--keep-rate", action="store_true", help="no cosine: a first stage")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
 
-    with h5py.File(args.data) as file:
-        from ase.data import chemical_symbols
-
-        species = tuple(chemical_symbols[z] for z in np.unique(file["atomic_numbers"][:]))
-    config = DPA4Config(
-        species=species,
-        cutoff=args.cutoff,
-        channels=args.channels,
-        n_blocks=2,
-        max_degree=2,
-        so2_layers=2,
-        n_radial=10,
-    )
+    species = tuple(elements_of(seed_compounds(0)))
+    size = {"n_blocks": 2, "max_degree": 2, "so2_layers": 2, "n_radial": 10}
+    config = DPA4Config(species=species, cutoff=args.cutoff, channels=args.channels, **size)
+    model = DPA4(config)
+    if args.start is not None:
+        model = load(args.start).model.requires_grad_(True).train()
+        config, species = model.config, model.config.species
     train = read(args.data, "train", args.cutoff, args.limit)
     valid = read(args.data, "valid", args.cutoff, args.limit)
-    model = DPA4(config)
     shift, spread = energy_shifts(train, config)
-    model.energy_shift.copy_(torch.tensor(shift))
+    if args.start is None:
+        model.energy_shift.copy_(torch.tensor(shift))
     species_of = torch.full((120,), -1)
     species_of[list(config.atomic_numbers)] = torch.arange(len(species))
     n_weights = sum(p.numel() for p in model.parameters())
@@ -238,7 +235,8 @@ def run(
         for group in batches_of(train, rng.permutation(len(train)), args.edges):
             share = min(1.0, (time.time() - start) / limit)
             warm = min(1.0, (step + 1) / 200)
-            rate = args.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+            fall = 1.0 if args.keep_rate else 0.01 + 0.495 * (1 + math.cos(math.pi * share))
+            rate = args.lr * warm * fall
             for entry in optimizer.param_groups:
                 entry["lr"] = rate
             objective, sums = losses(model, train, group, species_of, train=True)

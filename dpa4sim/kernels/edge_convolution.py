@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from dpa4sim.kernels.segments import chunks
+from dpa4sim.kernels.workspace import give, take
 
 CHUNK_EDGES = 768
 """Edges in flight; measured flat between 512 and 2048 on two x86 machines."""
@@ -126,9 +127,9 @@ class _EdgeConvolution(torch.autograd.Function):
         n_edges, width, gated = kernel.shape[0], plan.width, len(plan.layers) - 1
         total = plan.n_rows * width
         out = node.new_zeros(node.shape[0], plan.n_lm, width)
-        pre = [node.new_empty(n_edges, total) for _ in range(gated)]
-        gates = [node.new_empty(n_edges, plan.max_degree * width) for _ in range(gated)]
-        final = node.new_empty(n_edges, total)
+        pre = [take((n_edges, total), node) for _ in range(gated)]
+        gates = [take((n_edges, plan.max_degree * width), node) for _ in range(gated)]
+        final = take((n_edges, total), node)
         mask = _lift_mask(plan, node)
         node = node.contiguous()
         for first, last in chunks(plan.offsets, CHUNK_EDGES):
@@ -145,15 +146,18 @@ class _EdgeConvolution(torch.autograd.Function):
             lift = _lift(rows[edges], mask, plan)
             weighted = _weigh(final[edges], alpha[edges], plan)
             _sum_centers(lift, weighted, out, plan, first, last)
-        ctx.save_for_backward(node, kernel, rows, alpha, final, *pre, *gates)
-        ctx.plan = plan
+        ctx.save_for_backward(node, kernel, rows, alpha)
+        ctx.plan, ctx.buffers = plan, (final, *pre, *gates)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
-        node, kernel, rows, alpha, final, *saved = ctx.saved_tensors
+        if ctx.buffers is None:
+            raise RuntimeError("This kernel's backward runs once; its buffers are reused.")
+        node, kernel, rows, alpha = ctx.saved_tensors
+        (final, *saved), ctx.buffers = ctx.buffers, None
         gated = len(plan.layers) - 1
         pre, gates = saved[:gated], saved[gated:]
         gradient = gradient.contiguous()
@@ -178,6 +182,7 @@ class _EdgeConvolution(torch.autograd.Function):
                 dx, node, kernel[edges], rows[edges], plan, edges, d_node, d_kernel[edges],
                 d_rows[edges],
             )  # fmt: skip
+        give(final, *saved)
         return d_node, d_kernel, d_rows, d_alpha, None
 
 

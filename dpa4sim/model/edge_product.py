@@ -105,16 +105,16 @@ class EdgeProduct(nn.Module):
         self, kernel: Float[Tensor, "edge column"], rows: Float[Tensor, "edge order lm"]
     ) -> Float[Tensor, "edge row term_lm"]:
         """Kernel times rotation; kernel columns are [l', r, l] in each order."""
-        folded, start = [], 0
+        folded = []
         size_lm = (self.max_degree + 1) ** 2
-        for order, size in enumerate(self.sizes):
-            stop = start + size * size * self.terms
-            block = kernel[:, start:stop].unflatten(1, (size * self.terms, size))
+        width = self.terms * size_lm
+        by_order = rows[:, : 2 * self.max_order + 1, :size_lm].unbind(1)
+        blocks = kernel.split([size * size * self.terms for size in self.sizes], 1)
+        for order, (size, block) in enumerate(zip(self.sizes, blocks, strict=True)):
+            block = block.unflatten(1, (size * self.terms, size))
             block = block.index_select(2, self.get_buffer(f"source_{order}"))
             for row in (0,) if order == 0 else (2 * order - 1, 2 * order):
-                product = block * rows[:, None, row, :size_lm]
-                folded.append(product.reshape(-1, size, self.terms * size_lm))
-            start = stop
+                folded.append((block * by_order[row][:, None]).reshape(-1, size, width))
         return torch.cat(folded, 1)
 
     def _profile_weight(self, mixer: Tensor | None) -> Float[Tensor, "degree channel column"]:

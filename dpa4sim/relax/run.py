@@ -100,10 +100,11 @@ class RelaxResult:
         )
 
     def to_atoms(self) -> list[Any]:
-        """The final structures as ase.Atoms."""
+        """The final structures as ase.Atoms, with their energy, forces and stress."""
         from dpa4sim.adapters.ase import to_atoms
 
-        return [atoms for batch in self.batches for atoms in to_atoms(batch)]
+        pairs = zip(self.batches, self.predictions, strict=True)
+        return [to_atoms(batch, prediction)[0] for batch, prediction in pairs]
 
 
 def relax(

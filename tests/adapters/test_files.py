@@ -204,6 +204,7 @@ def test_unusable_files_give_one_error_that_names_them(tmp_path, name, content):
     assert isinstance(record.batch, DataError)
     assert str(path) in str(record.batch)
     assert "\n" not in str(record.batch)
+    assert content or "the file is empty" in str(record.batch)
     with pytest.raises(DataError, match=name):
         structures_to_batches(path)
 

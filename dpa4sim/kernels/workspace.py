@@ -1,0 +1,44 @@
+"""Buffers that outlive an evaluation, so that the next one does not fault its pages in again.
+
+Fresh memory costs a page fault per 4 KiB, which on a CPU is as dear as the arithmetic done on it.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+KEEP_BYTES = 4 << 30
+"""Largest amount of idle memory that stays reserved for each dtype."""
+
+_idle: dict[torch.dtype, list[Tensor]] = {}
+
+
+def take(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """An uninitialised CPU tensor; hand it back with `give` when it is not needed any more."""
+    size = prod(shape)
+    pool = _idle.setdefault(like.dtype, [])
+    fitting = [index for index, buffer in enumerate(pool) if buffer.numel() >= size]
+    if fitting:
+        buffer = pool.pop(min(fitting, key=lambda index: pool[index].numel()))
+    else:
+        buffer = like.new_empty(_rounded(size))
+    return buffer[:size].view(shape)
+
+
+def give(*tensors: Tensor) -> None:
+    """Keep the memory of tensors from `take` for later; nobody may use them from here on."""
+    for tensor in tensors:
+        whole = tensor if tensor._base is None else tensor._base
+        pool = _idle.setdefault(whole.dtype, [])
+        pool.append(whole.view(-1))
+        while pool and sum(buffer.nbytes for buffer in pool) > KEEP_BYTES:
+            pool.pop(min(range(len(pool)), key=lambda index: pool[index].numel()))
+
+
+def _rounded(size: int) -> int:
+    """Up to the next eighth of a power of two, so that similar sizes share buffers."""
+    step = 1 << max(0, size.bit_length() - 4)
+    return -(-size // step) * step
