@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dpa4sim.batch import Batch, complaint
 from dpa4sim.config import DPA4Config
-from dpa4sim.edges import Edges, neighbors
+from dpa4sim.edges import Edges, computable, neighbors
 from dpa4sim.errors import ConfigError, DataError, ModelError
 from dpa4sim.model import DPA4
 
@@ -108,13 +108,9 @@ class Potential:
         with torch.enable_grad():
             atomic, features = self.model(species, edges, charge, spin)
             (gradient,) = torch.autograd.grad(atomic.sum(), vector)
-        return assemble(
-            batch,
-            found,
-            atomic.detach(),
-            gradient,
-            features.detach().double() if descriptors else None,
-        )
+        values = features.detach().double() if descriptors else None
+        prediction = assemble(batch, found, atomic.detach(), gradient, values)
+        return without(prediction, batch, ~computable(batch, self.cutoff))
 
     def evaluate(self, structures: Any, *, descriptors: bool = False) -> Prediction:
         """Energy, forces, stress and atomic energies of structures, in one batch.
@@ -294,6 +290,18 @@ def assemble(
     stress = virial / torch.where(volume > 0, volume, torch.nan)[:, None, None]
     stress = 0.5 * (stress + stress.transpose(1, 2))
     return Prediction(energy, forces, stress, energies, descriptors)
+
+
+def without(prediction: Prediction, batch: Batch, broken: Bool[Tensor, " system"]) -> Prediction:
+    """NaN for systems that have no edges only because they are broken: zero force is no answer."""
+    atoms = broken[batch.system_idx]
+    return replace(
+        prediction,
+        energy=prediction.energy.masked_fill(broken, torch.nan),
+        forces=prediction.forces.masked_fill(atoms[:, None], torch.nan),
+        stress=prediction.stress.masked_fill(broken[:, None, None], torch.nan),
+        atomic_energies=prediction.atomic_energies.masked_fill(atoms, torch.nan),
+    )
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -8,6 +8,8 @@ independent ones of the crystal system (a; a c; a b c; a b c beta).  The cell is
 `c` (conventional) or either with repetitions, `p 2 2 1`.
 """
 
+import io
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -577,12 +579,22 @@ def build_crystal(crystal: Crystal) -> Atoms:
     return atoms
 
 
+def compact(text: str) -> str:
+    """Extxyz text without padding, numbers to 1e-5: positions and cell in Å keep their symmetry."""
+    short = re.sub(r"-?\d+\.\d+", lambda match: f"{float(match[0]) + 0.0:.5f}", text)
+    short = re.sub(r"-(0\.0+)\b", r"\1", short)
+    short = re.sub(r"(\.\d+?)0+\b", r"\1", short)
+    return re.sub(r" +", " ", short)
+
+
 def main(arguments: list[str]) -> None:
     """Write every crystal of the table to one extxyz file."""
     output = Path(arguments[0]) if arguments else DEFAULT_OUTPUT
     output.parent.mkdir(parents=True, exist_ok=True)
     frames = [build_crystal(crystal) for crystal in read_table()]
-    write(output, frames, format="extxyz")
+    buffer = io.StringIO()
+    write(buffer, frames, format="extxyz")
+    output.write_text(compact(buffer.getvalue()))
     print(f"{output}: {len(frames)} crystals, {sum(map(len, frames))} atoms", file=sys.stderr)
 
 
