@@ -1,7 +1,7 @@
 # make demo    relax a hundred crystals in one batch and draw the result
 # make test    run the tests
 # make lint    ruff and mypy
-# make bench   run every benchmark in bench/
+# make bench   run every benchmark in bench/; `.venv/bin/python -m bench` lists them
 # make peers   DeePMD-kit in .peers/deepmd, against which tests/parity compares
 # make clean   remove what the others made, except .venv and .peers
 #
@@ -26,8 +26,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)
-	set -e; for script in bench/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+bench: $(INSTALLED) peers
+	$(BIN)/python -m bench equivariance
+	$(BIN)/python -m bench growth
+	$(BIN)/python -m bench inference
 
 peers: $(DEEPMD)/.installed
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from dpa4sim.batch import Batch
 from dpa4sim.config import DPA4Config
+from dpa4sim.edges import neighbors
 from dpa4sim.model import DPA4
+from dpa4sim.model.edge_features import EdgeFeatures
 from dpa4sim.model.frames import RotationRows
 from dpa4sim.potential import Potential
 
@@ -155,4 +157,21 @@ def wigner(max_degree: int, matrix: Tensor) -> Tensor:
 
 def largest(difference: Tensor) -> float:
     """Largest absolute entry."""
-    return float(difference.abs().max()) if difference.numel() else 0.0
+    return float(difference.detach().abs().max()) if difference.numel() else 0.0
+
+
+def edge_features(model: DPA4, batch: Batch, vector: Tensor | None = None) -> EdgeFeatures:
+    """What the blocks of a float64 model know of the batch's edges; autograd's path."""
+    edges = neighbors(batch, model.config.cutoff)
+    vector = edges.vector if vector is None else vector
+    species = torch.tensor([NUMBERS.index(z) for z in batch.atomic_numbers.tolist()])
+    length = ((vector * vector).sum(1) + model.config.epsilon**2).sqrt()
+    found, _, _ = model._edge_features(species, edges, vector, length, None, None)
+    return replace(found, offsets=None)
+
+
+def node_features(n_atoms: int, max_degree: int, channels: int, seed: int = 0) -> Tensor:
+    """Random (atom, lm, channel)."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = n_atoms, (max_degree + 1) ** 2, channels
+    return torch.randn(shape, generator=generator, dtype=torch.float64)

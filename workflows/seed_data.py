@@ -11,11 +11,12 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers, covalent_radii
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
 from demo_crystals import Crystal, build_prototype, primitive_cell, read_table
 from pymatgen.core import Composition
@@ -134,28 +135,40 @@ def compound_label(prototype: str, atoms: Atoms) -> str:
     return f"{prototype}:{Composition(atoms.get_chemical_formula()).reduced_formula}"
 
 
-def scale_to_radii(archetype: Atoms, decorated: Atoms) -> Atoms:
-    """Scale the cell by the ratio of covalent radii over the archetype's nearest contacts.
+@lru_cache
+def archetype_cell(archetype: Crystal) -> tuple[Atoms, np.ndarray, np.ndarray]:
+    """A known crystal with its slots as atomic numbers, and the pairs of slots in contact.
 
-    Args:
-        archetype: the crystal with known lattice parameters, same sites as `decorated`.
+    Returns:
+        The primitive cell (Å) whose atomic number minus one is the slot, and for each contact
+        within 15 % of the shortest (in sums of covalent radii) the two slots.
     """
-    first, second, distance = neighbor_list("ijd", archetype, 6.5)
-    old, new = covalent_radii[archetype.numbers], covalent_radii[decorated.numbers]
-    contact = distance / (old[first] + old[second])
+    placeholders = tuple(chemical_symbols[1 : 1 + len(archetype.elements)])
+    atoms = primitive_cell(
+        build_prototype(archetype.prototype, placeholders, archetype.lattice, archetype.free)
+    )
+    slot = atoms.numbers - 1
+    radii = slot_radii(archetype.elements)[slot]
+    first, second, distance = neighbor_list("ijd", atoms, 6.5)
+    contact = distance / (radii[first] + radii[second])
     near = contact < 1.15 * contact.min()
-    ratio = (new[first] + new[second])[near] / (old[first] + old[second])[near]
-    scaled = decorated.copy()
-    scaled.set_cell(decorated.cell[:] * ratio.mean(), scale_atoms=True)
-    return scaled
+    return atoms, slot[first[near]], slot[second[near]]
+
+
+def slot_radii(elements: tuple[str, ...]) -> np.ndarray:
+    """Covalent radii (Å) of the elements of the slots."""
+    return np.array([covalent_radii[atomic_numbers[element]] for element in elements])
 
 
 def decorate(archetype: Crystal, elements: tuple[str, ...]) -> Atoms:
-    """The primitive cell of the archetype with other elements, scaled to their radii."""
-    lattice, free = archetype.lattice, archetype.free
-    known = build_prototype(archetype.prototype, archetype.elements, lattice, free)
-    other = build_prototype(archetype.prototype, elements, lattice, free)
-    return primitive_cell(scale_to_radii(known, other))
+    """The archetype's primitive cell with other elements, scaled to the radii of its contacts."""
+    cell, first, second = archetype_cell(archetype)
+    old, new = slot_radii(archetype.elements), slot_radii(elements)
+    ratio = ((new[first] + new[second]) / (old[first] + old[second])).mean()
+    atoms = cell.copy()
+    atoms.numbers = np.array([atomic_numbers[element] for element in elements])[cell.numbers - 1]
+    atoms.set_cell(cell.cell[:] * ratio, scale_atoms=True)
+    return atoms
 
 
 def demo_compounds() -> Iterator[Compound]:

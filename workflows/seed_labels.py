@@ -4,8 +4,8 @@
 
 Runs in an environment that has chgnet (0.4.2, weights inside the package).  The labels are CHGNet
 labels, not DFT.  Compounds are worked off in chunks of 20: coarse volume scan, short cell
-relaxation, perturbed frames, labels.  A chunk on disk is never computed again, so running the
-command again resumes; the merge writes `seed.h5` from the chunks that are there.
+relaxation, perturbed frames, labels.  Running the command again resumes with the compounds that
+no chunk on disk has; the merge writes `seed.h5` from the chunks that are there.
 """
 
 import argparse
@@ -33,6 +33,7 @@ CHUNK = 20  # compounds per file
 BATCH = 8  # structures per CHGNet call, the fastest on one CPU core
 MAX_FORCE = 30.0  # eV/Å
 SCAN = np.linspace(0.90, 1.14, 9)  # linear scale factors of the first volume scan
+SCANS = 3  # scan windows at most, each up to 23 % longer lattice vectors than the one before
 RELAX_STEPS = 16
 RELAX_FMAX = 0.05  # eV/Å
 LABELS = "CHGNet 0.3.0 weights of chgnet 0.4.2"
@@ -67,20 +68,34 @@ def scaled(atoms: Atoms, factor: float) -> Atoms:
 
 
 def best_volumes(model: CHGNet, compounds: list[Compound]) -> list[Atoms | None]:
-    """The lowest point of an isotropic energy scan, refined by a parabola; None without minimum."""
-    starts = [scaled(compound.atoms, factor) for compound in compounds for factor in SCAN]
-    answers = predict(model, starts, "e")
-    energies = np.array([np.nan if a is None else float(a["e"]) for a in answers])
-    chosen: list[Atoms | None] = []
-    for compound, energy in zip(compounds, energies.reshape(-1, len(SCAN)), strict=True):
-        if np.isnan(energy).any() or energy.argmin() == len(SCAN) - 1:
-            chosen.append(None)
-            continue
-        low = int(np.clip(energy.argmin(), 1, len(SCAN) - 2))
-        curve = np.polyfit(SCAN[low - 1 : low + 2], energy[low - 1 : low + 2], 2)
-        factor = -curve[1] / (2 * curve[0]) if curve[0] > 0 else SCAN[low]
-        chosen.append(scaled(compound.atoms, float(np.clip(factor, SCAN[0] - 0.03, SCAN[-1]))))
+    """The lowest point of an isotropic energy scan, refined by a parabola; None without minimum.
+
+    The scan moves on to larger cells, `SCANS` times at most, where the largest one is the lowest.
+    """
+    chosen: list[Atoms | None] = [None] * len(compounds)
+    pending = list(range(len(compounds)))
+    for factors in (SCAN * (SCAN[-1] / SCAN[1]) ** shift for shift in range(SCANS)):
+        starts = [scaled(compounds[index].atoms, f) for index in pending for f in factors]
+        answers = predict(model, starts, "e")
+        energies = np.array([np.nan if a is None else float(a["e"]) for a in answers])
+        higher = []
+        for index, energy in zip(pending, energies.reshape(-1, len(factors)), strict=True):
+            if np.isnan(energy).any():
+                continue
+            if energy.argmin() == len(factors) - 1:
+                higher.append(index)
+                continue
+            chosen[index] = scaled(compounds[index].atoms, parabola_minimum(factors, energy))
+        pending = higher
     return chosen
+
+
+def parabola_minimum(factors: np.ndarray, energy: np.ndarray) -> float:
+    """The minimum of the parabola through the lowest point and its neighbours, in the range."""
+    low = int(np.clip(energy.argmin(), 1, len(factors) - 2))
+    curve = np.polyfit(factors[low - 1 : low + 2], energy[low - 1 : low + 2], 2)
+    factor = -curve[1] / (2 * curve[0]) if curve[0] > 0 else factors[low]
+    return float(np.clip(factor, factors[0] - 0.03, factors[-1]))
 
 
 def relax_cell(
@@ -167,6 +182,8 @@ def write_chunk(
         frames += new
         owners += [compound] * len(new)
     done = labelled(model, frames, owners)
+    if not done:
+        return 0
     partial = path.with_suffix(".partial.npz")
     np.savez_compressed(partial, **pack(done))
     partial.rename(path)
@@ -241,6 +258,26 @@ def print_statistics(path: Path) -> None:
             )
 
 
+def label_all(
+    calculator: CHGNetCalculator, compounds: list[Compound], folder: Path, seed: int
+) -> None:
+    """Write the chunks of all compounds that are in none yet, one progress line (stderr) each."""
+    chunks = sorted(folder.glob("chunk_????.npz"))
+    known = {label for path in chunks for label in np.load(path)["label_of_origin"]}
+    pending = [compound for compound in compounds if compound.label not in known]
+    first = int(chunks[-1].stem.removeprefix("chunk_")) + 1 if chunks else 0
+    began, frames = time.monotonic(), 0
+    for number, start in enumerate(range(0, len(pending), CHUNK), start=first):
+        part = pending[start : start + CHUNK]
+        frames += write_chunk(folder / f"chunk_{number:04d}.npz", calculator, part, seed)
+        print(
+            f"{start + len(part)}/{len(pending)} compounds, "
+            f"{frames} frames in {time.monotonic() - began:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def main() -> None:
     """Label every chunk that is not on disk yet, then merge and print the statistics."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -256,20 +293,7 @@ def main() -> None:
         model = CHGNet.load(use_device="cpu", verbose=False)
         calculator = CHGNetCalculator(model, use_device="cpu", on_isolated_atoms="error")
         compounds = seed_compounds(arguments.seed)[: arguments.limit]
-        began, frames = time.monotonic(), 0
-        for start in range(0, len(compounds), CHUNK):
-            path = arguments.directory / "chunks" / f"chunk_{start // CHUNK:04d}.npz"
-            if path.exists():
-                continue
-            frames += write_chunk(
-                path, calculator, compounds[start : start + CHUNK], arguments.seed
-            )
-            print(
-                f"{min(start + CHUNK, len(compounds))}/{len(compounds)} compounds, "
-                f"{frames} frames in {time.monotonic() - began:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+        label_all(calculator, compounds, arguments.directory / "chunks", arguments.seed)
     print_statistics(merge(arguments.directory))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import json
 import math
 import sys
 import time
@@ -284,7 +283,7 @@ def save(
         "labels": "CHGNet 0.4.2 (energies, forces, stresses of a model, not DFT)",
         "training_frames": n_frames,
         "validation": record,
-        "arguments": json.loads(json.dumps(vars(args), default=str)),
+        "arguments": {k: v for k, v in vars(args).items() if not isinstance(v, Path)},
         "licence": "Apache-2.0; labels from CHGNet (BSD-3-Clause)",
     }
     Potential(copy.deepcopy(model), card=card).save(out)
