@@ -97,7 +97,7 @@ def _awake(name: str, value: Tensor) -> Tensor:
     if bool((value == 0).all()):
         fan_in = value.shape[-2] if value.ndim > 1 else 4
         return noise / fan_in**0.5
-    if bool((value == 1e-3).all()):  # layer scales
+    if bool(((value - 1e-3).abs() < 1e-9).all()):  # layer scales
         return 0.5 + 0.2 * noise
     if bool((value == value.flatten()[0]).all()):
         return value * (1 + 0.3 * noise)

@@ -136,7 +136,9 @@ def test_descriptors_are_what_the_energy_is_read_from():
     assert largest(model.head(descriptor) + model.energy_shift[species] - energy) < TOLERANCE
 
 
-def test_no_atoms_and_no_edges():
-    potential = random_potential(OPTION_SETS["zbl"])
-    batch = Batch.single(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
-    assert float(potential(batch).energy[0]) == 0
+@pytest.mark.parametrize("name", OPTION_SETS)
+def test_one_atom_without_edges(name):
+    batch = Batch.single(torch.zeros(1, 3), torch.tensor([8]))
+    prediction = random_potential(OPTION_SETS[name])(batch)
+    assert bool(prediction.energy.isfinite().all())
+    assert not prediction.forces.any()

@@ -60,9 +60,9 @@ def test_gated_unit(degree, gated_linear, bias):
 
 @pytest.mark.parametrize("grid", ["s2", "so3"])
 def test_start_as_nothing(grid):
-    x = node_features(5, 2, C).float()
-    assert not FeedForward(2, C, HIDDEN, grid, grid_order=1)(x).any()
-    assert not GatedFeedForward(2, C, HIDDEN, gated_linear=True, bias=False)(x).any()
+    x = node_features(5, 2, C)
+    assert not FeedForward(2, C, HIDDEN, grid, grid_order=1).double()(x).any()
+    assert not GatedFeedForward(2, C, HIDDEN, gated_linear=True, bias=False).double()(x).any()
 
 
 def test_frames_do_not_outnumber_the_degree():

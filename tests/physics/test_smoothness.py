@@ -176,11 +176,9 @@ def test_dimer_of_version_1_0_ends_in_a_cliff():
     assert offset["neo"] < 1e-4 < 1e-2 < offset["version_1_0"]
 
 
-@SETS
+@pytest.mark.parametrize("name", [name for name in OPTION_SETS if name != "zbl"])
 def test_energy_through_the_neighbour_list_is_continuous(name):
     """An edge that enters the list changes nothing by entering."""
-    if name == "zbl":
-        pytest.skip("its repulsion ends with a step, tested above")
     potential = random_potential(OPTION_SETS[name])
     below, above = (potential(dimer(CUTOFF + side * 1e-7)) for side in (-1, 1))
     assert float((below.energy - above.energy).abs()) < 1e-11
