@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dpa4sim.errors import ConfigError
+
+LARGEST_DEGREE = 21
+"""Largest degree l whose products a Lebedev rule integrates exactly."""
 
 NormPlace = Literal["before_convolution", "after_convolution", "before_ffn", "after_ffn"]
 GridOperation = Literal["product", "mlp", "branch"]
@@ -217,8 +221,26 @@ class DPA4Config:
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}; it must be at least 1.")
-        if not self.cutoff > 0:
+        counts = ["n_blocks", "max_degree", "extra_degree", "focus_channels", "product_rank"]
+        counts += ["ffn_channels", "grid_order", "n_heads"]
+        for name in counts:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} = {getattr(self, name)}; it must not be negative.")
+        for name in ("radial_hidden", "energy_hidden"):
+            if any(width < 0 for width in getattr(self, name)):
+                raise ConfigError(f"{name} = {getattr(self, name)}; no width may be negative.")
+        if self.top_degree + self.extra_degree > LARGEST_DEGREE:
+            raise ConfigError(f"Degrees above {LARGEST_DEGREE} have no quadrature rule.")
+        if not 0 < self.cutoff < inf:
             raise ConfigError(f"cutoff = {self.cutoff}; it must be a positive length in Å.")
+        if not 0 < self.epsilon < 1:
+            raise ConfigError(f"epsilon = {self.epsilon}; it must be small and positive.")
+        if len(self.envelope_exponents) != 2 or min(self.envelope_exponents) < 1:
+            raise ConfigError(
+                f"envelope_exponents = {self.envelope_exponents}; give two, each at least 1."
+            )
+        if len(self.default_charge_spin) not in (0, 2):
+            raise ConfigError("default_charge_spin takes a charge and a spin, or nothing.")
         if any(low < high for low, high in zip(self.degrees, self.degrees[1:], strict=False)):
             raise ConfigError(f"degree_schedule = {self.degrees} must not increase.")
         if len(self.orders) != len(self.degrees) or any(
@@ -228,7 +250,7 @@ class DPA4Config:
             raise ConfigError(
                 f"orders {self.orders} must give each block an M from 0 to its L {self.degrees}."
             )
-        if self.n_heads < 0 or (self.n_heads and self.focus_width % self.n_heads):
+        if self.n_heads and self.focus_width % self.n_heads:
             raise ConfigError(
                 f"n_heads = {self.n_heads} must divide the {self.focus_width} channels of a focus."
             )

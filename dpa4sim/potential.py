@@ -126,7 +126,7 @@ class Potential:
 
         systems = structures_to_batches(structures)
         for index, system in enumerate(systems):
-            reason = complaint(system, self.known_elements)
+            reason = complaint(system, self.known_elements) or self._state_complaint(system)
             if reason is not None:
                 names = ", ".join(self.config.species)
                 hint = f" It knows {names}." if "does not know" in reason else ""
@@ -142,14 +142,25 @@ class Potential:
         path = Path(path)
         header = {
             "format": FORMAT,
-            "config": json.dumps(self.config.to_dict()),
-            "units": json.dumps({"length": "angstrom", "energy": "eV"}),
-            "card": json.dumps(self.card),
+            "config": self.config.to_dict(),
+            "units": {"length": "angstrom", "energy": "eV"},
+            "card": self.card,
         }
         partial = path.with_name(f".{path.name}.partial")
         state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-        save_file(state, partial, metadata=header)
+        save_file(state, partial, metadata={"dpa4sim": json.dumps(header)})  # one key: same bytes
         partial.replace(path)
+
+    def _state_complaint(self, system: Batch) -> str | None:
+        """What is wrong with a structure's charge and spin for this model."""
+        if not self.config.charge_spin:
+            return None
+        for name, low, high in (("charge", -100, 99), ("spin", 0, 99)):
+            given = getattr(system, name)
+            value = 0.0 if given is None else float(given[0])
+            if value != round(value) or not low <= value <= high:
+                return f"its {name} is {value:g}; this model takes whole numbers {low} to {high}"
+        return None
 
     def _state(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """Charge and spin of each atom's system, from the batch or the config's defaults."""
@@ -221,21 +232,23 @@ def read_safetensors(path: Path) -> tuple[DPA4Config, dict[str, Tensor], dict[st
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{path} is not a readable safetensors file (damaged or truncated)."
         ) from error
-    if header.get("format") != FORMAT:
-        raise ModelError(
-            f"{path} is not a dpa4sim model: its header says format = {header.get('format')!r}. "
-            f"Expected '{FORMAT}'."
-        )
+    if "dpa4sim" not in metadata:
+        raise ModelError(f"{path} is not a dpa4sim model: its header has no entry 'dpa4sim'.")
     try:
-        config = DPA4Config.from_dict(json.loads(header["config"]))
-        card = json.loads(header.get("card", "{}"))
-    except (KeyError, ValueError) as error:
+        header = json.loads(metadata["dpa4sim"])
+        found = header.get("format")
+        if found != FORMAT:
+            raise ModelError(f"{path} has the format {found!r}; this version reads '{FORMAT}'.")
+        config, card = DPA4Config.from_dict(header["config"]), header.get("card", {})
+    except ModelError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} has an unusable header: {error}") from error
     return config, state, card
 

@@ -27,7 +27,7 @@ from dpa4sim.model import DPA4
 from dpa4sim.potential import FORMAT, Potential, fill, load, read_safetensors
 
 FLOAT32_TOLERANCE = 2e-5
-"""eV per largest energy, eV/Å per largest force: 1e3 float32 roundings; 2e-6 is what we see."""
+"""eV per largest energy, eV/Å per largest force: 1e3 float32 roundings; 4e-6 is what we see."""
 
 TOLERANCE = 1e-13
 """eV, between float64 evaluations in batches of other sizes."""
@@ -69,11 +69,17 @@ def test_header_is_json_for_anyone(tmp_path):
     Potential(random_model(BASE), card=CARD).save(tmp_path / "a.safetensors")
     content = (tmp_path / "a.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])["__metadata__"]
+    header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["dpa4sim"])
     assert header["format"] == FORMAT
-    assert json.loads(header["units"]) == {"length": "angstrom", "energy": "eV"}
-    assert json.loads(header["card"]) == CARD
-    assert DPA4Config.from_dict(json.loads(header["config"])) == BASE
+    assert header["units"] == {"length": "angstrom", "energy": "eV"}
+    assert header["card"] == CARD
+    assert DPA4Config.from_dict(header["config"]) == BASE
+
+
+def test_the_same_model_makes_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        Potential(random_model(BASE), card=CARD).save(tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
 def test_file_is_whole_or_not_there(tmp_path, monkeypatch):
@@ -114,27 +120,27 @@ def test_text_file(tmp_path):
     assert "is not a readable safetensors file" in complaint_of(lambda: load(path))
 
 
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"format": "dpa4sim-2"}])
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_foreign_file(tmp_path, metadata):
     path = tmp_path / "a.safetensors"
     save_file({"weight": torch.ones(2)}, path, metadata=metadata)
-    message = complaint_of(lambda: load(path))
-    assert "is not a dpa4sim model" in message
-    assert f"Expected '{FORMAT}'" in message
+    assert "is not a dpa4sim model" in complaint_of(lambda: load(path))
 
 
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
+        ({"format": "dpa4sim-2"}, f"has the format 'dpa4sim-2'; this version reads '{FORMAT}'"),
         ({}, "unusable header"),
-        ({"config": "{"}, "unusable header"),
-        ({"config": json.dumps({"species": ["Xx"]})}, "not chemical symbols"),
-        ({"config": json.dumps({"species": ["C"], "chanels": 3})}, "Did you mean 'channels'"),
+        ({"config": 7}, "unusable header"),
+        ({"config": {"species": ["Xx"]}}, "not chemical symbols"),
+        ({"config": {"species": ["C"], "chanels": 3}}, "Did you mean 'channels'"),
     ],
 )
 def test_unusable_header(tmp_path, header, reason):
     path = tmp_path / "a.safetensors"
-    save_file({"weight": torch.ones(2)}, path, metadata={"format": FORMAT} | header)
+    metadata = {"dpa4sim": json.dumps({"format": FORMAT} | header)}
+    save_file({"weight": torch.ones(2)}, path, metadata=metadata)
     assert reason in complaint_of(lambda: load(path))
 
 
@@ -272,7 +278,6 @@ def test_charge_is_ignored_by_other_models():
 @pytest.mark.parametrize(
     ("charge", "spin"), [(100.0, 0.0), (-101.0, 0.0), (0.0, 100.0), (0.0, -1.0), (0.5, 1.0)]
 )
-@pytest.mark.xfail(strict=True, reason="IndexError, or another row of the tables, silently")
 def test_charge_or_spin_out_of_the_tables_is_refused(charge, spin):
     potential = random_potential(FILE_SETS["charge_spin"])
     with pytest.raises(DataError):

@@ -122,7 +122,7 @@ def scan_zbl(r: np.ndarray) -> Scan:
 
 
 def spliced(potential: Potential, bridge: Bridge, r: np.ndarray) -> Scan:
-    """w E_network + (1 - w) E_ZBL: how a pair correction is usually attached.  Eq. 42"""
+    """W E_network + (1 - w) E_ZBL: how a pair correction is usually attached.  Eq. 42"""
     network, analytic = scan(potential, r), scan_zbl(r)
     distance = torch.tensor(r, requires_grad=True)
     weight = bridge.amplitude(distance)

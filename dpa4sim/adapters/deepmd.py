@@ -169,8 +169,12 @@ def _rename(config: DPA4Config, tensors: State, source: str) -> State:
         if value is None:
             raise ModelError(f"{source} lacks the tensor '{theirs}', which its options call for.")
         state[ours] = value
-    bias = left.pop("atomic_model.fitting_net.bias_atom_e").double()[:, 0]
-    state["energy_shift"] = bias + left.pop("atomic_model.out_bias").double()[0, :, 0]
+    shifts = ("fitting_net.bias_atom_e", "out_bias")
+    for name in shifts:
+        if f"atomic_model.{name}" not in left:
+            raise ModelError(f"{source} lacks the tensor '{name}', the energy of each element.")
+    bias, shift = (left.pop(f"atomic_model.{name}").double() for name in shifts)
+    state["energy_shift"] = bias[:, 0] + shift[0, :, 0]
     strangers = [name for name in left if not CONSTANT.search(name)]
     if strangers:
         raise ModelError(

@@ -239,7 +239,11 @@ def config_to_deepmd(config: DPA4Config, precision: str) -> dict[str, Any]:
             config.message_grid_operation == "mlp",
             config.ffn_grid_operation == "mlp",
         ],
-        "grid_branch": [0, config.message_grid_branches, config.ffn_grid_branches],
+        "grid_branch": [
+            0,
+            config.message_grid_branches if config.message_grid_operation == "branch" else 0,
+            config.ffn_grid_branches if config.ffn_grid_operation == "branch" else 0,
+        ],
         "so3_readout": {"scalar": "none", "product": "glu", "mlp": "mlp"}[config.readout],
         "exclude_types": [[names.index(a), names.index(b)] for a, b in config.excluded_pairs],
     }

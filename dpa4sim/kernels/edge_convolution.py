@@ -111,7 +111,7 @@ class Plan:
 def edge_convolution(
     node: Float[Tensor, "atom term_lm channel"],
     kernel: Float[Tensor, "edge column"],
-    rows: Float[Tensor, "edge order lm"],
+    rows: Float[Tensor, "edge order lm_top"],
     alpha: Float[Tensor, "edge head"],
     plan: Plan,
 ) -> Float[Tensor, "atom lm channel"]:

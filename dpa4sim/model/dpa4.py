@@ -96,7 +96,8 @@ class DPA4(nn.Module):
             charge: total charge of each atom's system, for a charge_spin model.
             spin: total spin of each atom's system.
 
-        Invariant under rotations, reflections and translations; C3 at the cutoff.
+        Invariant under rotations and translations.  A mirror image may differ (V of Eq. 19 tells
+        left from right).  C3 at the cutoff, but for the ZBL term, which the reference cuts there.
         """
         vector = edges.vector
         if self.config.excluded_pairs:

@@ -136,7 +136,8 @@ class GridProduct(nn.Module):
         """
         atoms, rows, width = a.shape
         C = self.channels
-        a, b = a.reshape(atoms, -1, C), b.reshape(atoms, -1, C)  # (atom, lm * frame, channel)
+        lm_frame = rows * width // C
+        a, b = a.reshape(atoms, lm_frame, C), b.reshape(atoms, lm_frame, C)
         pair = torch.cat([a[:, 0], b[:, 0]], -1) if scalars is None else scalars
         c = self._product(a, b, pair)
         columns = slice(focus * C, (focus + 1) * C)

@@ -51,8 +51,10 @@ def test_a_fresh_network_knows_species_only(name):
     model = DPA4(OPTION_SETS[name], dtype=torch.float64)
     species, edges = inputs()
     energy, _ = model(species, edges)
-    learned = energy.detach() if model.bridge is None else energy.detach() - model._repulsion(
-        species, edges, edges.vector
+    learned = (
+        energy.detach()
+        if model.bridge is None
+        else energy.detach() - model._repulsion(species, edges, edges.vector)
     )
     for kind in range(3):
         same = learned[species == kind]
@@ -71,7 +73,9 @@ def test_energies_are_float64_and_shifted_by_species():
     assert largest(shifted(species, edges)[0] - expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("move", [lambda m: m.float(), lambda m: m.half(), lambda m: m.to("cpu", torch.float32)])
+@pytest.mark.parametrize(
+    "move", [lambda m: m.float(), lambda m: m.half(), lambda m: m.to("cpu", torch.float32)]
+)
 def test_shifts_stay_float64_when_the_model_is_cast(move):
     model = random_model(BASE)
     before = model.energy_shift.clone()
@@ -108,7 +112,9 @@ def test_excluded_pairs_do_not_repel():
     batch = Batch.single(torch.tensor([[0.0, 0, 0], [0.3, 0, 0]]), torch.tensor([14, 6]))
     edges = neighbors(batch, CUTOFF)
     near, _ = model(torch.tensor([0, 1]), edges)
-    lone, _ = model(torch.tensor([0, 1]), neighbors(batch.with_geometry(20 * batch.positions, batch.cell), 4.5))
+    lone, _ = model(
+        torch.tensor([0, 1]), neighbors(batch.with_geometry(20 * batch.positions, batch.cell), 4.5)
+    )
     assert largest(near - lone) < TOLERANCE
 
 

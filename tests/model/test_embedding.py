@@ -105,7 +105,9 @@ def test_environment_seed(norm, bias, offsets):
     assert largest(got - (features * (1 + growth) + shift)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("channels", "axis", "kinds"), [(8, 4, 8), (2, 1, 8), (64, 8, 16), (160, 8, 32)])
+@pytest.mark.parametrize(
+    ("channels", "axis", "kinds"), [(8, 4, 8), (2, 1, 8), (64, 8, 16), (160, 8, 32)]
+)
 def test_widths_of_the_environment_seed(channels, axis, kinds):
     seed = EnvironmentSeed(3, channels, 5, norm=True, bias=False)
     embed = min(channels, 128)

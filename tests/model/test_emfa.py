@@ -125,7 +125,11 @@ def test_an_edge_at_the_cutoff_weighs_exactly_nothing(name):
     vector = torch.tensor([[CUTOFF, 0, 0], [-CUTOFF, 0, 0]], dtype=torch.float64)
     edges = edge_features(model, dimer(2.0), vector)
     x = node_features(2, model.config.max_degree, model.config.channels)
-    weight = module._attention(scalars_of(module, x), edges) if module.n_heads else module._scatter(edges)
+    weight = (
+        module._attention(scalars_of(module, x), edges)
+        if module.n_heads
+        else module._scatter(edges)
+    )
     assert not weight.any()
 
 

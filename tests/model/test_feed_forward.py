@@ -67,4 +67,8 @@ def test_start_as_nothing(grid):
 
 def test_frames_do_not_outnumber_the_degree():
     """k_max is clipped to L."""
-    assert FeedForward(1, C, HIDDEN, "so3", grid_order=3).widen.weight.shape == (2, C, 2 * 3 * HIDDEN)
+    assert FeedForward(1, C, HIDDEN, "so3", grid_order=3).widen.weight.shape == (
+        2,
+        C,
+        2 * 3 * HIDDEN,
+    )

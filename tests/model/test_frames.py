@@ -17,7 +17,9 @@ FLOAT32_TOLERANCE = 2e-6
 """Sixteen float32 roundings (6e-8) of numbers up to 1; 4e-7 is what we see at L = 6."""
 
 TOP = 6
-CASES = pytest.mark.parametrize(("degree", "order"), [(L, M) for L in range(7) for M in range(L + 1)])
+CASES = pytest.mark.parametrize(
+    ("degree", "order"), [(L, M) for L in range(7) for M in range(L + 1)]
+)
 
 
 def directions(n: int = 50) -> torch.Tensor:

@@ -25,7 +25,11 @@ N_EDGES = 5
 
 
 def stack_of(case: str) -> SO2Stack:
-    return random_model(replace(BASE, n_focus=2, n_blocks=1, **CASES[case])).blocks[0].convolution.stack
+    return (
+        random_model(replace(BASE, n_focus=2, n_blocks=1, **CASES[case]))
+        .blocks[0]
+        .convolution.stack
+    )
 
 
 def rows_of(stack: SO2Stack, seed: int = 0) -> torch.Tensor:
@@ -39,7 +43,10 @@ def turn(stack: SO2Stack, angle: float) -> torch.Tensor:
     layout = FrameLayout.build(stack.max_degree, stack.max_order)
     matrix = torch.eye(len(layout.degree)).double()
     for order in range(1, stack.max_order + 1):
-        cos, sin = torch.tensor(order * angle).double().cos(), torch.tensor(order * angle).double().sin()
+        cos, sin = (
+            torch.tensor(order * angle).double().cos(),
+            torch.tensor(order * angle).double().sin(),
+        )
         minus = (layout.order == 2 * order - 1).nonzero()[:, 0]
         plus = (layout.order == 2 * order).nonzero()[:, 0]
         matrix[minus, minus] = matrix[plus, plus] = cos

@@ -35,7 +35,10 @@ def test_forces(name, structure):
         unit = torch.zeros_like(batch.positions)
         unit.view(-1)[index] = STEP
         variants.append(
-            {step: batch.with_geometry(batch.positions + step * unit, batch.cell) for step in WEIGHTS}
+            {
+                step: batch.with_geometry(batch.positions + step * unit, batch.cell)
+                for step in WEIGHTS
+            }
         )
     forces = potential(batch).forces
     slope = slopes(potential, variants).reshape(-1, 3)

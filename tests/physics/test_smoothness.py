@@ -152,12 +152,16 @@ def test_envelope_itself(exponent):
     assert not derivatives(energy, CUTOFF * 1.001, order=4).any()
 
 
-@pytest.mark.parametrize("name", [name for name in OPTION_SETS if name not in ("version_1_0", "zbl")])
+@pytest.mark.parametrize(
+    "name", [name for name in OPTION_SETS if name not in ("version_1_0", "zbl")]
+)
 def test_dimer_vanishes_smoothly(name):
     """From version 1.1 on: energy and three derivatives fade to those of two lone atoms."""
     model = smooth_model(name)
     lone = float(dimer_energy(model, torch.tensor(2 * CUTOFF).double()).detach())
-    steps = [derivatives(lambda r: dimer_energy(model, r), CUTOFF - d) for d in (0.02, 0.002, 0.0002)]
+    steps = [
+        derivatives(lambda r: dimer_energy(model, r), CUTOFF - d) for d in (0.02, 0.002, 0.0002)
+    ]
     offsets = torch.stack(steps)
     offsets[:, 0] -= lone
     assert bool((offsets[1:, 1:].abs() <= CONTINUOUS * offsets[:-1, 1:].abs() + 1e-12).all())
