@@ -17,6 +17,7 @@ import ase.build
 import numpy as np
 import torch
 
+from bench.allocator import enter
 from bench.inference import random_model
 from bench.record import save
 from dpa4sim.adapters.ase import from_atoms
@@ -50,7 +51,9 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench growth", description=__doc__)
     parser.add_argument("--size", default="neo")
     parser.add_argument("--largest", type=int, default=10_000)
+    parser.add_argument("--allocator", choices=["tuned", "default"], default="tuned")
     args = parser.parse_args(arguments)
+    enter(args.allocator, "growth", arguments)
     torch.set_num_threads(1)
     potential = Potential(random_model(args.size, ("Si",)))
     potential(silicon(2, 0))
@@ -63,6 +66,7 @@ def main(arguments: list[str]) -> None:
         )
     for name, batch in batches:
         n_atoms = len(batch.positions)
+        potential(batch)  # once for the pages and the workspace
         whole, listing = seconds(potential, batch, 3 if n_atoms < 2000 else 1)
         row = {
             "name": name,
@@ -77,4 +81,8 @@ def main(arguments: list[str]) -> None:
     spread = float(np.ptp(large) / np.mean(large))
     print(f"spread over {min(cells)}..{max(cells)} cells: {100 * spread:.0f} %")
     settings = {"size": args.size, "dtype": "float32", "threads": 1, "k": 46}
-    print("record:", save("growth", {"settings": settings, "spread": spread, "rows": rows}))
+    settings["allocator"] = args.allocator
+    print(
+        "record:",
+        save(f"growth-{args.allocator}", {"settings": settings, "spread": spread, "rows": rows}),
+    )

@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ import ase.io
 import numpy as np
 import torch
 
+from bench.allocator import enter
 from bench.record import save
 from dpa4sim.adapters.ase import from_atoms
 from dpa4sim.adapters.deepmd import write_deepmd
@@ -33,9 +33,6 @@ from dpa4sim.config import DPA4Config
 from dpa4sim.edges import neighbors
 from dpa4sim.model import DPA4
 from dpa4sim.potential import Potential, Prediction
-
-TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": "268435456"}
-"""glibc keeps freed pages: no page faults after the first evaluation."""
 
 TOLERANCE_EV_A = 2e-4
 """Largest allowed force deviation between both sides in float32, relative to the largest force."""
@@ -205,11 +202,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sizes", nargs="+", default=["neo", "air"])
     parser.add_argument("--allocator", choices=["tuned", "default"], default="tuned")
     args = parser.parse_args(arguments)
-    wanted = TUNED if args.allocator == "tuned" else {}
-    if any(os.environ.get(key) != value for key, value in wanted.items()):
-        command = [sys.executable, "-m", "bench", "inference", *arguments]
-        environment = {**os.environ, **wanted, "OMP_NUM_THREADS": "1"}
-        sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+    enter(args.allocator, "inference", arguments)
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
