@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -162,10 +162,6 @@ class DPA4Config:
         from ase.data import atomic_numbers
 
         return tuple(atomic_numbers[symbol] for symbol in self.species)
-
-    def with_species(self, species: tuple[str, ...]) -> DPA4Config:
-        """The same network for other elements."""
-        return replace(self, species=species)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for TOML and the header of a model file."""

@@ -161,8 +161,8 @@ class _EdgeConvolution(torch.autograd.Function):
         gated = len(plan.layers) - 1
         pre, gates = saved[:gated], saved[gated:]
         gradient = gradient.contiguous()
-        d_node, d_kernel = torch.zeros_like(node), torch.empty_like(kernel)
-        d_rows, d_alpha = torch.zeros_like(rows), torch.empty_like(alpha)
+        d_node, d_kernel = torch.zeros_like(node), torch.zeros_like(kernel)  # padding stays zero
+        d_rows, d_alpha = torch.zeros_like(rows), torch.zeros_like(alpha)
         mask = _lift_mask(plan, node)
         for first, last in chunks(plan.offsets, CHUNK_EDGES):
             edges = slice(plan.offsets[first], plan.offsets[last])

@@ -87,7 +87,9 @@ def test_centers_without_and_with_many_neighbours(n):
     assert_same(model, *star(n))
 
 
-def test_padded_edges_are_silent():
+def test_padded_edges_are_silent(monkeypatch):
+    """No center owns them, so nothing may be read that was never written for them."""
+    monkeypatch.setattr(torch, "empty_like", lambda tensor: torch.full_like(tensor, torch.nan))
     model = random_model(BASE).requires_grad_(False)
     batch = molecule()
     edges = neighbors(batch, model.config.cutoff)
@@ -99,7 +101,8 @@ def test_padded_edges_are_silent():
     assert not more[len(gradient) :].any()
 
 
-def test_training_takes_autograd():
+def test_training_takes_autograd(monkeypatch):
+    monkeypatch.setattr(edge_convolution, "_fold", lambda *_: pytest.fail("the kernel ran"))
     model = random_model(BASE).requires_grad_(True)
     batch = molecule()
     edges = neighbors(batch, model.config.cutoff)
@@ -109,7 +112,7 @@ def test_training_takes_autograd():
     (gradient,) = torch.autograd.grad(energy.sum(), vector, create_graph=True)
     gradient.square().sum().backward()
     gradients = [parameter.grad for parameter in model.parameters()]
-    assert all(g is not None and torch.isfinite(g).all() for g in gradients if g is not None)
+    assert all(torch.isfinite(g).all() for g in gradients if g is not None)
     assert sum(g is not None for g in gradients) > len(gradients) // 2
 
 
