@@ -16,6 +16,9 @@ from dpa4sim.errors import DataError
 MIN_DISTANCE_A = 1e-3
 """Two atoms closer than this are taken to be one site entered twice."""
 
+PADDING_A = 1e3
+"""Distance between the atoms of a silent system: no cutoff reaches as far."""
+
 HEAVIEST = 118
 """Largest atomic number of a known element."""
 
@@ -72,6 +75,48 @@ class Batch:
     ) -> Batch:
         """The same atoms elsewhere."""
         return replace(self, positions=positions, cell=cell)
+
+    def padded(self, n_atoms: int, n_systems: int) -> Batch:
+        """The same systems, then silent ones, so that shapes stay the same from batch to batch.
+
+        The last system holds the atoms that are missing, lined up `PADDING_A` apart, without a
+        cell; systems between have no atom.  No sum, maximum or edge of the others changes.
+
+        Args:
+            n_atoms: atoms in all, more than now.
+            n_systems: systems in all, more than now.
+
+        Raises:
+            DataError: there is no room.
+        """
+        more, extra = n_atoms - len(self.positions), n_systems - self.n_systems
+        if more < 1 or extra < 1:
+            raise DataError(
+                f"{len(self.positions)} atoms in {self.n_systems} systems do not fit into "
+                f"{n_atoms} atoms and {n_systems} systems with one of each left. Give more room."
+            )
+        line = self.positions.new_zeros(more, 3)
+        line[:, 0] = PADDING_A * torch.arange(more, device=self.device)
+        counts = self.n_atoms.new_zeros(extra)
+        counts[-1] = more
+
+        def per_system(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            return torch.cat([values, values.new_zeros(extra, *values.shape[1:])])
+
+        return Batch(
+            positions=torch.cat([self.positions, line]),
+            atomic_numbers=torch.cat([self.atomic_numbers, self.atomic_numbers[:1].expand(more)]),
+            cell=torch.cat([self.cell, self.cell.new_zeros(extra, 3, 3)]),
+            pbc=torch.cat([self.pbc, self.pbc.new_zeros(extra, 3)]),
+            system_idx=torch.cat(
+                [self.system_idx, self.system_idx.new_full((more,), n_systems - 1)]
+            ),
+            n_atoms=torch.cat([self.n_atoms, counts]),
+            charge=per_system(self.charge),
+            spin=per_system(self.spin),
+        )
 
     def split(self) -> list[Batch]:
         """One Batch per system.  Reads `n_atoms` on the host."""
@@ -240,6 +285,22 @@ def cross(left: Float[Tensor, "*row 3"], right: Float[Tensor, "*row 3"]) -> Floa
     a, b, c = left.unbind(-1)
     x, y, z = right.unbind(-1)
     return torch.stack([b * z - c * y, c * x - a * z, a * y - b * x], -1)
+
+
+def sum_over_atoms(
+    values: Float[Tensor, "atom *rest"], batch: Batch
+) -> Float[Tensor, "system *rest"]:
+    """Sum per system, in atom order: the same bits in any batch, on CUDA too."""
+    return torch.segment_reduce(values, "sum", offsets=_offsets(batch), unsafe=True, initial=0)
+
+
+def max_over_atoms(values: Float[Tensor, " atom"], batch: Batch) -> Float[Tensor, " system"]:
+    """Largest per system; NaN when one atom's is NaN."""
+    return torch.segment_reduce(values, "max", offsets=_offsets(batch), unsafe=True)
+
+
+def _offsets(batch: Batch) -> Int[Tensor, " system_plus_one"]:
+    return torch.nn.functional.pad(batch.n_atoms.cumsum(0), (1, 0))
 
 
 def _not_finite(system: Batch) -> str | None:

@@ -34,6 +34,7 @@ class Status(IntEnum):
     COLLAPSED = 5
     OUT_OF_MEMORY = 6
     INVALID = 7
+    COMPLETED = 8
 
     @property
     def sentence(self) -> str:
@@ -50,4 +51,10 @@ _SENTENCES = {
     Status.COLLAPSED: "the volume shrank below 0.2 times the start",
     Status.OUT_OF_MEMORY: "the system does not fit on the device by itself",
     Status.INVALID: "the input structure cannot be used",
+    Status.COMPLETED: "ran to its last step",
 }
+
+SICK = frozenset(
+    {Status.NOT_FINITE, Status.EXPLODED, Status.COLLAPSED, Status.OUT_OF_MEMORY, Status.INVALID}
+)
+"""What `strict=True` raises about; running out of steps is an answer, not a sickness."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dpa4sim.batch import Batch, complaint
 from dpa4sim.config import DPA4Config
-from dpa4sim.edges import Edges, computable, neighbors
+from dpa4sim.edges import Edges, neighbors
 from dpa4sim.errors import ConfigError, DataError, ModelError
 from dpa4sim.model import DPA4
 
@@ -35,6 +35,7 @@ class Prediction:
         stress: dE/dstrain / V in eV/Å^3, tension positive; NaN where the cell has no volume.
         atomic_energies: eV; they sum to `energy`.
         descriptors: the scalars that the energy is read from, on request.
+        edges: the neighbour list that was used, for whoever can use it again; float64 vectors.
     """
 
     energy: Float[Tensor, " system"]
@@ -42,6 +43,7 @@ class Prediction:
     stress: Float[Tensor, "system 3 3"]
     atomic_energies: Float[Tensor, " atom"]
     descriptors: Float[Tensor, "atom channel"] | None = None
+    edges: Edges | None = None
 
 
 @runtime_checkable
@@ -110,7 +112,8 @@ class Potential:
             (gradient,) = torch.autograd.grad(atomic.sum(), vector)
         values = features.detach().double() if descriptors else None
         prediction = assemble(batch, found, atomic.detach(), gradient, values)
-        return without(prediction, batch, ~computable(batch, self.cutoff))
+        searched = found.searched
+        return prediction if searched is None else without(prediction, batch, ~searched)
 
     def evaluate(self, structures: Any, *, descriptors: bool = False) -> Prediction:
         """Energy, forces, stress and atomic energies of structures, in one batch.
@@ -132,7 +135,7 @@ class Potential:
                 hint = f" It knows {names}." if "does not know" in reason else ""
                 raise DataError(f"Structure {index} cannot be evaluated: {reason}.{hint}")
         batch = Batch.concatenate(systems).to(self.device)
-        return self(batch, descriptors=descriptors)
+        return replace(self(batch, descriptors=descriptors), edges=None)
 
     def save(self, path: str | Path) -> None:
         """Write a .safetensors file: weights, and a JSON header with config, units and card.
@@ -302,7 +305,7 @@ def assemble(
     volume = batch.volume
     stress = virial / torch.where(volume > 0, volume, torch.nan)[:, None, None]
     stress = 0.5 * (stress + stress.transpose(1, 2))
-    return Prediction(energy, forces, stress, energies, descriptors)
+    return Prediction(energy, forces, stress, energies, descriptors, edges)
 
 
 def without(prediction: Prediction, batch: Batch, broken: Bool[Tensor, " system"]) -> Prediction:

@@ -207,7 +207,11 @@ def test_descriptors_on_request():
 def test_prediction_is_detached_and_weights_are_frozen():
     potential = random_potential(BASE)
     prediction = potential(molecule(), descriptors=True)
-    assert not any(value.requires_grad for value in vars(prediction).values())
+    assert prediction.edges is not None
+    tensors = [value for part in (prediction, prediction.edges) for value in vars(part).values()]
+    tensors = [value for value in tensors if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 10
+    assert not any(value.requires_grad for value in tensors)
     assert not any(parameter.requires_grad for parameter in potential.model.parameters())
     with torch.no_grad():
         assert torch.equal(potential(molecule()).forces, prediction.forces)
