@@ -64,11 +64,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fixed-cell", action="store_true", help="move the atoms only")
     parser.add_argument("--max-steps", type=int, default=500, help="moves per structure [500]")
     parser.add_argument(
-        "--cell-filter", default="frechet", choices=("frechet", "unit"), help="as in ASE [frechet]"
+        "--optimizer", default="lbfgs", choices=("lbfgs", "fire"), help="fire: ASE's path [lbfgs]"
+    )
+    parser.add_argument(
+        "--cell-filter", default="frechet", choices=("frechet", "unit"), help="of fire [frechet]"
+    )
+    _add_freedom(parser)
+    parser.add_argument(
+        "--directory",
+        metavar="DIR",
+        type=Path,
+        help="keep checkpoints there; the same command goes on after any interruption",
     )
     parser.add_argument(
         "--strict", action="store_true", help="stop at the first structure that goes wrong"
     )
+
+
+def _add_freedom(parser: argparse.ArgumentParser) -> None:
+    """What may move, and against which pressure."""
+    parser.add_argument("--pressure-gpa", metavar="P", type=float, default=0.0, help="[0]")
+    parser.add_argument(
+        "--mask",
+        metavar="FLAGS",
+        type=_flags,
+        help="strains xx, yy, zz, yz, xz, xy that may change, such as 1,1,0,0,0,1",
+    )
+    parser.add_argument("--hydrostatic", action="store_true", help="the cell keeps its shape")
+    parser.add_argument("--constant-volume", action="store_true", help="it keeps its volume")
+    parser.add_argument("--fix-symmetry", action="store_true", help="keep the space group")
+
+
+def _flags(text: str) -> list[bool]:
+    if set(text) - set("01,"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give six flags, such as 1,1,0,0,0,1")
+    return [flag == "1" for flag in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,13 +108,21 @@ def run(args: argparse.Namespace) -> int:
     potential = open_model(args)
     from dpa4sim.relax.run import relax
 
+    pairs = zip(inputs.templates, inputs.systems, strict=True)
     result = relax(
         potential,
-        inputs.systems,
+        [system if atoms is None else atoms for atoms, system in pairs],
         fmax=args.fmax,
         cell=not args.fixed_cell,
+        optimizer=args.optimizer,
         cell_filter=args.cell_filter,
         max_steps=args.max_steps,
+        pressure_gpa=args.pressure_gpa,
+        mask=args.mask,
+        hydrostatic=args.hydrostatic,
+        constant_volume=args.constant_volume,
+        fix_symmetry=args.fix_symmetry,
+        directory=args.directory,
         strict=args.strict,
         progress=True,
     )

@@ -10,28 +10,34 @@ move like an atom does:
     "unit":    coordinate = n F
     "frechet": coordinate = n log F      (only its exponential is ever needed)
 
-All 3x3 algebra is elementwise: BLAS may choose another order of additions for another batch.
+A constrained cell relaxes until the allowed part of its stress is gone, and F - 1 or log F keeps
+to the allowed strains meanwhile: so "frechet" keeps a constant volume exactly, "unit" to first
+order in the strain, as in ASE.  The steps are those of ASE for every mask with the pattern of a
+block-diagonal matrix.  For another one, such as all but zz, the filters of ASE differ among
+themselves: one lets F change, the other puts it back onto the mask after each exponential.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import factorial
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dpa4sim.batch import Batch, dot
+from dpa4sim.batch import Batch
+from dpa4sim.lattice import expm, expm_derivative, inverse, matmul, side_by_side, volume
 from dpa4sim.potential import Prediction
+from dpa4sim.relax.freedom import (
+    Freedom,
+    cell_work,
+    from_strain,
+    project_forces,
+    project_strain,
+    to_strain,
+)
 
 CELL_FILTERS = ("frechet", "unit")
-
-SQUARINGS = 4
-"""The exponent is halved this often; with the degree-11 series the error stays below 1e-14 up to
-a 1-norm of 3.5, which is a stretch by 33: far outside the volumes that a relaxation may reach."""
-
-_SERIES = [1.0 / factorial(k) for k in range(12)]
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,13 @@ class Geometry:
 
 def place(batch: Batch, moves_cell: Bool[Tensor, " system"], cell_filter: str | None) -> Geometry:
     """A batch at rest: F = 1, positions and cells in float64."""
-    batch = batch.with_geometry(batch.positions.double(), batch.cell.double())
-    identity = torch.eye(3, dtype=torch.float64, device=batch.device).expand_as(batch.cell).clone()
+    batch = batch.with_geometry(batch.positions.double(), side_by_side(batch.cell.double()))
+    identity = torch.eye(3, dtype=torch.float64, device=batch.device)
+    identity = side_by_side(identity.expand_as(batch.cell))
     size = batch.n_atoms.double()[:, None, None]
     return Geometry(
         batch=batch,
-        undeformed=batch.positions,
+        undeformed=side_by_side(batch.positions),
         start_cell=batch.cell,
         coordinate=size * identity if cell_filter == "unit" else torch.zeros_like(identity),
         deformation=identity,
@@ -82,15 +89,15 @@ def move(
         step: of the undeformed positions, Å.
         cell_step: of the cell coordinate; zero where the cell stands still.
     """
-    undeformed = geometry.undeformed + step
+    undeformed = side_by_side(geometry.undeformed) + step
     if geometry.cell_filter is None:
         batch = geometry.batch.with_geometry(undeformed, geometry.batch.cell)
         return replace(geometry, batch=batch, undeformed=undeformed)
-    coordinate = geometry.coordinate + cell_step
+    coordinate = side_by_side(geometry.coordinate) + cell_step
     reduced = coordinate / geometry.batch.n_atoms.double()[:, None, None]
     deformation = reduced if geometry.cell_filter == "unit" else expm(reduced)
     transposed = deformation.transpose(1, 2)
-    positions = matmul(undeformed[:, None], transposed[geometry.batch.system_idx])[:, 0]
+    positions = _times(undeformed, transposed, geometry.batch)
     return replace(
         geometry,
         batch=geometry.batch.with_geometry(positions, matmul(geometry.start_cell, transposed)),
@@ -101,82 +108,56 @@ def move(
 
 
 def generalized_forces(
-    geometry: Geometry, prediction: Prediction
+    geometry: Geometry, prediction: Prediction, freedom: Freedom
 ) -> tuple[Float[Tensor, "atom 3"], Float[Tensor, "system 3 3"]]:
-    """Minus the derivative of the energy by the undeformed positions and the cell coordinate.
+    """Minus the derivative of E + p V by the undeformed positions and the cell coordinate.
 
         force = F_atom F
-        G = dE/dF = -V stress F^-T      cell_force = G / n             (unit)
-                                        cell_force = L(U^T, G) / n     (frechet, U = log F)
+        G = -dE/dF = W F^-T        cell_force = G / n             (unit)
+                                   cell_force = L(U^T, G) / n     (frechet, U = log F)
 
-    Zero cell force where the cell stands still.  L is the derivative of the exponential; its
-    adjoint at U is its value at U^T.
+    and of these the part that is free to move; zero where the cell stands still.  W is the
+    allowed part of -V (stress + p).  L is the derivative of the exponential; its adjoint at U is
+    its value at U^T.
     """
+    forces = side_by_side(prediction.forces)
     if geometry.cell_filter is None:
-        return prediction.forces, torch.zeros_like(geometry.coordinate)
-    deformation, size = geometry.deformation, geometry.batch.n_atoms.double()[:, None, None]
-    force = matmul(prediction.forces[:, None], deformation[geometry.batch.system_idx])[:, 0]
-    work = -volume(geometry.batch.cell)[:, None, None] * prediction.stress
-    gradient = matmul(work, inverse(deformation).transpose(1, 2))
-    if geometry.cell_filter == "frechet":
-        gradient = expm_derivative((geometry.coordinate / size).transpose(1, 2), gradient)
-    return force, torch.where(geometry.moves_cell[:, None, None], gradient / size, 0.0)
+        forces = project_forces(freedom, geometry.batch, forces)
+        return forces, torch.zeros_like(geometry.coordinate)
+    force = _times(forces, geometry.deformation, geometry.batch)
+    size = geometry.batch.n_atoms.double()[:, None, None]
+    gradient = _cell_gradient(geometry, side_by_side(prediction.stress), freedom)
+    allowed = to_strain(torch.diagonal(freedom.strain, dim1=1, dim2=2)) > 0
+    return (
+        project_forces(freedom, geometry.batch, force),
+        torch.where(allowed & geometry.moves_cell[:, None, None], gradient / size, 0.0),
+    )
 
 
-def matmul(
-    left: Float[Tensor, "*b i k"], right: Float[Tensor, "*b k j"]
-) -> Float[Tensor, "*b i j"]:
-    """Matrix product with the additions in one order, whatever the batch."""
-    total = left[..., :, 0, None] * right[..., 0, None, :]
-    for k in range(1, right.shape[-2]):
-        total = total + left[..., :, k, None] * right[..., k, None, :]
-    return total
-
-
-def normals(cell: Float[Tensor, "system 3 3"]) -> Float[Tensor, "system 3 3"]:
-    """The rows b x c, c x a, a x b."""
-    return torch.linalg.cross(cell.roll(-1, 1), cell.roll(-2, 1))
-
-
-def volume(cell: Float[Tensor, "system 3 3"]) -> Float[Tensor, " system"]:
-    """|det cell| in closed form: no factorisation that reports back to the host."""
-    return dot(cell[:, 0], torch.linalg.cross(cell[:, 1], cell[:, 2])).abs()
-
-
-def inverse(matrix: Float[Tensor, "system 3 3"]) -> Float[Tensor, "system 3 3"]:
-    """Inverse by cross products; infinite or NaN, never raised, when there is none."""
-    across = normals(matrix)
-    return across.transpose(1, 2) / dot(matrix[:, 0], across[:, 0])[:, None, None]
-
-
-def expm(matrix: Float[Tensor, "system n n"]) -> Float[Tensor, "system n n"]:
-    """exp(A) = (sum_k (A/2^s)^k / k!)^(2^s), the same work for every matrix.
-
-    The series is summed in four blocks of three powers.
-    """
-    small = matrix / 2.0**SQUARINGS
-    square = matmul(small, small)
-    cube = matmul(square, small)
-    one = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-
-    def block(k: int) -> Tensor:
-        return _SERIES[k] * one + _SERIES[k + 1] * small + _SERIES[k + 2] * square
-
-    total = block(9)
-    for k in (6, 3, 0):
-        total = block(k) + matmul(cube, total)
-    for _ in range(SQUARINGS):
-        total = matmul(total, total)
-    return total
-
-
-def expm_derivative(
-    matrix: Float[Tensor, "system 3 3"], direction: Float[Tensor, "system 3 3"]
+def _cell_gradient(
+    geometry: Geometry, stress: Float[Tensor, "system 3 3"], freedom: Freedom
 ) -> Float[Tensor, "system 3 3"]:
-    """L(A, E) = d/dt exp(A + t E) at t = 0, the corner of an exponential of twice the size.
+    """G or L(U^T, G) along the allowed strains, and along the turns that go with them."""
+    batch, size = geometry.batch, geometry.batch.n_atoms.double()[:, None, None]
+    work, back = cell_work(freedom, batch, stress), inverse(geometry.deformation).transpose(1, 2)
+    if geometry.cell_filter == "frechet":
+        return expm_derivative((geometry.coordinate / size).transpose(1, 2), matmul(work, back))
+    # At constant volume it is F that keeps its trace here, so W must not have lost its own before.
+    tension = (stress[:, 0, 0] + stress[:, 1, 1] + stress[:, 2, 2]) / 3.0 + freedom.pressure
+    growth = torch.where(freedom.keeps_volume, -volume(batch.cell) * tension, 0.0)
+    gradient = matmul(work, back) + growth[:, None, None] * back
+    strain = to_strain(project_strain(freedom, from_strain(gradient)))
+    return strain + 0.5 * (gradient - gradient.transpose(1, 2))
 
-    exp [[A, E], [0, A]] = [[exp A, L(A, E)], [0, exp A]]
-    """
-    upper = torch.cat([matrix, direction], dim=2)
-    lower = torch.cat([torch.zeros_like(matrix), matrix], dim=2)
-    return expm(torch.cat([upper, lower], dim=1))[:, :3, 3:]
+
+def _times(
+    vectors: Float[Tensor, "atom 3"], matrix: Float[Tensor, "system 3 3"], batch: Batch
+) -> Float[Tensor, "atom 3"]:
+    """Every row vector times the matrix of its system, component after component."""
+    columns = []
+    for j in range(3):
+        total = vectors[:, 0] * matrix[:, 0, j].index_select(0, batch.system_idx)
+        for i in (1, 2):
+            total = total + vectors[:, i] * matrix[:, i, j].index_select(0, batch.system_idx)
+        columns.append(total)
+    return torch.stack(columns, 0).T

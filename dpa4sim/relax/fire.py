@@ -7,19 +7,22 @@ back from the device, apart from what the model reads.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dpa4sim.batch import Batch, dot
+from dpa4sim.batch import Batch, dot, sum_over_atoms
 from dpa4sim.edges import computable
 from dpa4sim.errors import Status
+from dpa4sim.lattice import side_by_side
+from dpa4sim.pool.pack import choose
 from dpa4sim.potential import EnergyModel, Prediction
 from dpa4sim.relax.cell import Geometry, generalized_forces, move, place
-from dpa4sim.relax.criterion import inspect_geometry, inspect_prediction, residual, sum_over_atoms
-from dpa4sim.relax.pack import choose
+from dpa4sim.relax.criterion import inspect_geometry, inspect_prediction, residual
+from dpa4sim.relax.freedom import Freedom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class FireSettings:
         shrink: factor of the time step after a move uphill.
         mixing: first share of the force direction in the velocity.
         mixing_decay: factor of the share at each growth.
+        max_edges: a system that is estimated to have more is out of memory.
     """
 
     fmax: float = 0.02
@@ -49,6 +53,7 @@ class FireSettings:
     shrink: float = 0.5
     mixing: float = 0.1
     mixing_decay: float = 0.99
+    max_edges: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class FireState:
     """A batch on its way down.
 
     Args:
+        freedom: what may move.
         geometry: where each system is; a sick one stays at its last sound geometry.
         prediction: what the model said there.
         force: generalised forces on the atoms, eV/Å.
@@ -72,6 +78,7 @@ class FireState:
         settings: the same for every system.
     """
 
+    freedom: Freedom
     geometry: Geometry
     prediction: Prediction
     force: Float[Tensor, "atom 3"]
@@ -106,25 +113,26 @@ def fire_init(
     batch: Batch,
     model: EnergyModel,
     *,
-    cell: bool | Bool[Tensor, " system"] = True,
-    cell_filter: str = "frechet",
+    freedom: Freedom,
+    cell_filter: str | None = "frechet",
     settings: FireSettings | None = None,
 ) -> FireState:
     """Evaluate the start; every system at rest.
 
     Args:
-        cell: whether the cells move, one answer for all or one per system; a cell that moves
-            must be periodic in three dimensions.
-        cell_filter: "frechet" or "unit", as ASE names them.
+        freedom: what may move; a cell that does must be periodic in three dimensions.
+        cell_filter: "frechet" or "unit", as ASE names them; None for a run in which no cell
+            moves, whatever `freedom` says.
     """
     settings = settings or FireSettings()
-    fixed = isinstance(cell, bool) and not cell
-    flags = torch.as_tensor(cell, device=batch.device).expand(batch.n_systems).clone()
-    geometry = place(batch, flags, None if fixed else cell_filter)
-    prediction = model(geometry.batch)
-    force, cell_force = generalized_forces(geometry, prediction)
+    if cell_filter is None:
+        freedom = replace(freedom, moves_cell=torch.zeros_like(freedom.moves_cell))
+    geometry = place(batch, freedom.moves_cell, cell_filter)
+    prediction = _ask(model, geometry)
+    force, cell_force = generalized_forces(geometry, prediction, freedom)
     one = torch.ones_like(prediction.energy)
     state = FireState(
+        freedom=freedom,
         geometry=geometry,
         prediction=prediction,
         force=force,
@@ -139,7 +147,7 @@ def fire_init(
         residual=residual(batch, force, cell_force),
         settings=settings,
     )
-    sickness = inspect_geometry(geometry, model.cutoff)
+    sickness = inspect_geometry(geometry, model.cutoff, settings.max_edges)
     for verdict in (
         torch.where(computable(geometry.batch, model.cutoff), Status.RUNNING, Status.INVALID),
         inspect_prediction(geometry, prediction),
@@ -155,20 +163,19 @@ def fire_step(state: FireState, model: EnergyModel) -> FireState:
     systems that no longer run are evaluated again where they stand, to no effect.
     """
     running, system_idx = state.running, state.batch.system_idx
-    state = _accelerate(state)
-    step, cell_step = _bounded_step(state)
+    state, step, cell_step = _accelerate(state)
     moved = move(state.geometry, step, cell_step)
-    sickness = inspect_geometry(moved, model.cutoff)
+    sickness = inspect_geometry(moved, model.cutoff, state.settings.max_edges)
     sound = running & (sickness == Status.RUNNING)
-    moved = choose(sound, system_idx, moved, state.geometry)
+    moved = replace(moved, batch=choose(sound, system_idx, moved.batch, state.batch))
 
-    prediction = model(moved.batch)
+    prediction = _ask(model, moved)
     sickness = torch.where(sound, inspect_prediction(moved, prediction), sickness)
     sound = running & (sickness == Status.RUNNING)
     geometry = choose(sound, system_idx, moved, state.geometry)
     prediction = choose(sound, system_idx, prediction, state.prediction)
 
-    force, cell_force = generalized_forces(geometry, prediction)
+    force, cell_force = generalized_forces(geometry, prediction, state.freedom)
     state = replace(
         state,
         geometry=geometry,
@@ -181,51 +188,65 @@ def fire_step(state: FireState, model: EnergyModel) -> FireState:
     return _judge(state, running, sickness)
 
 
-def _accelerate(state: FireState) -> FireState:
-    """New velocities and clocks.  ASE mixes with the old alpha and kicks with the new dt.
+def _ask(model: EnergyModel, geometry: Geometry) -> Prediction:
+    """The model gets rows in the usual order and a state keeps what is its own."""
+    batch = geometry.batch
+    usual = batch.with_geometry(batch.positions.contiguous(), batch.cell.contiguous())
+    prediction = model(usual)
+    return replace(
+        prediction,
+        forces=side_by_side(prediction.forces),
+        stress=side_by_side(prediction.stress),
+        edges=None,
+    )
+
+
+def _accelerate(
+    state: FireState,
+) -> tuple[FireState, Float[Tensor, "atom 3"], Float[Tensor, "system 3 3"]]:
+    """New velocities and clocks, and the move.  ASE mixes with the old alpha, kicks with new dt.
 
     downhill (power > 0):  v <- (1 - alpha) v + alpha |v| F/|F|;  after `patience` moves faster
     uphill:                v <- 0, dt shrinks, alpha starts again; the first move leaves dt alone
     then                   v <- v + dt F
+    move                   dt v, shortened to `step_max` where its norm is longer
     """
     settings, system_idx = state.settings, state.batch.system_idx
-    velocity, force = (state.velocity, state.cell_velocity), (state.force, state.cell_force)
-    power = _inner(velocity, force, state.batch)
-    ratio = _inner(velocity, velocity, state.batch) / _inner(force, force, state.batch)
+    velocity, cell_velocity = side_by_side(state.velocity), side_by_side(state.cell_velocity)
+    speeds, forces = (velocity, cell_velocity), (state.force, state.cell_force)
+    power = _inner(speeds, forces, state.batch)
+    speed2, force2 = _inner(speeds, speeds, state.batch), _inner(forces, forces, state.batch)
     downhill, first = power > 0, state.steps == 0
     faster = downhill & (state.n_positive > settings.patience)
 
     keep = torch.where(downhill, 1.0 - state.alpha, 0.0)
-    turn = torch.where(downhill, state.alpha * ratio.sqrt(), 0.0)
+    turn = torch.where(downhill, state.alpha * (speed2 / force2).sqrt(), 0.0)
     grown = (state.dt * settings.grow).clamp(max=settings.dt_max)
     slowed = torch.where(downhill | first, state.dt, state.dt * settings.shrink)
     dt = torch.where(faster, grown, slowed)
     alpha = torch.where(downhill, state.alpha, settings.mixing)
     alpha = torch.where(faster, alpha * settings.mixing_decay, alpha)
 
-    push = (turn + dt)[:, None]
-    atom_keep, atom_push = keep[system_idx, None], push[system_idx]
-    return replace(
+    push = turn + dt
+    length = dt * (keep * (keep * speed2 + 2.0 * push * power) + push * push * force2).sqrt()
+    scale = dt * torch.where(length > settings.step_max, settings.step_max / length, 1.0)
+    velocity = _spread(keep, system_idx) * velocity + _spread(push, system_idx) * state.force
+    keep, push, rate = keep[:, None, None], push[:, None, None], scale[:, None, None]
+    cell_velocity = keep * cell_velocity + push * state.cell_force
+    state = replace(
         state,
-        velocity=atom_keep * state.velocity + atom_push * state.force,
-        cell_velocity=keep[:, None, None] * state.cell_velocity
-        + push[..., None] * state.cell_force,
+        velocity=velocity,
+        cell_velocity=cell_velocity,
         dt=dt,
         alpha=alpha,
         n_positive=torch.where(downhill, state.n_positive + 1, 0),
     )
+    return state, _spread(scale, system_idx) * velocity, rate * cell_velocity
 
 
-def _bounded_step(state: FireState) -> tuple[Float[Tensor, "atom 3"], Float[Tensor, "system 3 3"]]:
-    """The move dt v, shortened to `step_max` where its norm over atoms and cell rows is longer."""
-    velocity = (state.velocity, state.cell_velocity)
-    length = state.dt * _inner(velocity, velocity, state.batch).sqrt()
-    limit = state.settings.step_max
-    scale = state.dt * torch.where(length > limit, limit / length, 1.0)
-    return (
-        scale[state.batch.system_idx, None] * state.velocity,
-        scale[:, None, None] * state.cell_velocity,
-    )
+def _spread(values: Float[Tensor, " system"], system_idx: Int[Tensor, " atom"]) -> Tensor:
+    """One number per atom, beside its three components."""
+    return values.index_select(0, system_idx)[:, None]
 
 
 def _inner(

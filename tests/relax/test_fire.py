@@ -9,8 +9,9 @@ from toy import AseModel, Einstein, LennardJones, crystals, packed, without_bulk
 
 from dpa4sim.batch import Batch
 from dpa4sim.errors import Status
+from dpa4sim.pool.pack import axis_of, join, take
 from dpa4sim.relax.fire import FireSettings, FireState, fire_init, fire_step
-from dpa4sim.relax.pack import PER_ATOM, join, take
+from dpa4sim.relax.freedom import unconstrained
 
 ASE_TOLERANCE_A = 1e-8
 """Over 100 steps; measured 1e-10 at most.  What is left is rounding that the path magnifies."""
@@ -22,10 +23,14 @@ ENDLESS = FireSettings(fmax=1e-300, max_steps=10**6)
 def started(model, structures, cell_filter: str, settings: FireSettings = ENDLESS) -> FireState:
     """Crystals with a free cell, unless there is no filter; the rest with a fixed cell."""
     batch = packed(structures.values())
-    if cell_filter == "none":
-        return fire_init(batch, model, cell=False, settings=settings)
     free = torch.tensor([bool(atoms.pbc.all()) for atoms in structures.values()])
-    return fire_init(batch, model, cell=free, cell_filter=cell_filter, settings=settings)
+    return fire_init(
+        batch,
+        model,
+        freedom=unconstrained(batch, free),
+        cell_filter=None if cell_filter == "none" else cell_filter,
+        settings=settings,
+    )
 
 
 def ase_fire(atoms, cell_filter: str) -> FIRE:
@@ -120,7 +125,7 @@ def test_a_fixed_cell_beside_a_free_one_is_as_if_all_were_fixed():
 def test_max_steps_is_counted_exactly(max_steps):
     model, batch = Einstein(), packed(without_bulk().values())
     settings = FireSettings(fmax=1e-12, max_steps=max_steps)
-    state = fire_init(batch, model, cell=False, settings=settings)
+    state = fire_init(batch, model, freedom=unconstrained(batch, False), settings=settings)
     ase_atoms = without_bulk()["molecule"]
     ase_atoms.calc = AseModel(model)
     FIRE(ase_atoms, logfile=None).run(fmax=1e-12, steps=max_steps)
@@ -134,7 +139,7 @@ def test_max_steps_is_counted_exactly(max_steps):
 
 def test_a_relaxed_start_stays_where_it_is():
     batch = Batch.single(torch.zeros(1, 3), torch.tensor([29]))
-    state = fire_init(batch, Einstein(), cell=False)
+    state = fire_init(batch, Einstein(), freedom=unconstrained(batch, False))
     assert state.status.tolist() == [Status.CONVERGED]
     after = fire_step(state, Einstein())
     assert_same_state(after, state)
@@ -163,7 +168,8 @@ def test_the_model_sees_a_finished_system_where_it_stands():
 def test_positions_and_cell_are_kept_in_float64():
     batch = packed(crystals().values())
     batch = replace(batch, positions=batch.positions.float(), cell=batch.cell.float())
-    state = fire_step(fire_init(batch, LennardJones()), LennardJones())
+    state = fire_init(batch, LennardJones(), freedom=unconstrained(batch))
+    state = fire_step(state, LennardJones())
     kept = [state.batch.positions, state.batch.cell, state.velocity, state.cell_velocity, state.dt]
     assert {tensor.dtype for tensor in kept} == {torch.float64}
 
@@ -177,7 +183,8 @@ def test_every_tensor_of_the_state_knows_whose_rows_it_has():
         for field in fields(record):
             value = getattr(record, field.name)
             if isinstance(value, torch.Tensor):
-                assert len(value) == (n_atoms if field.name in PER_ATOM else n_systems), field.name
+                axis = axis_of(type(record), field.name)
+                assert len(value) == {"atom": n_atoms, "system": n_systems}[axis], field.name
             elif hasattr(value, "__dataclass_fields__"):
                 check(value)
 

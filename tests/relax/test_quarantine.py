@@ -6,9 +6,10 @@ from toy import LennardJones, Sick, crystals, packed
 
 from dpa4sim.batch import Batch
 from dpa4sim.errors import Status
-from dpa4sim.relax.cell import volume
+from dpa4sim.lattice import volume
+from dpa4sim.pool.pack import take
 from dpa4sim.relax.fire import FireSettings, FireState, fire_init, fire_step
-from dpa4sim.relax.pack import take
+from dpa4sim.relax.freedom import unconstrained
 
 NAN, INF = float("nan"), float("inf")
 SETTINGS = FireSettings(fmax=1e-6, max_steps=1000)
@@ -31,7 +32,8 @@ def marked() -> Batch:
 
 
 def walk(batch: Batch, model, steps: int, cell_filter: str) -> list[FireState]:
-    path = [fire_init(batch, model, cell=True, cell_filter=cell_filter, settings=SETTINGS)]
+    freedom = unconstrained(batch)
+    path = [fire_init(batch, model, freedom=freedom, cell_filter=cell_filter, settings=SETTINGS)]
     for _ in range(steps):
         path.append(fire_step(path[-1], model))
     return path

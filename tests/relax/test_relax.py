@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ase.build import bulk
+from ase.constraints import FixAtoms, FixCartesian
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
+from ase.spacegroup.symmetrize import check_symmetry
 from toy import (
     AseModel,
-    Einstein,
     LennardJones,
     Sick,
     crystals,
@@ -19,10 +21,12 @@ from toy import (
 )
 
 from dpa4sim.batch import Batch
-from dpa4sim.errors import ConfigError, DataError, Status
-from dpa4sim.relax import run
-from dpa4sim.relax.pack import join
-from dpa4sim.relax.run import RelaxResult, relax
+from dpa4sim.errors import ConfigError, DataError, ResumeError, Status
+from dpa4sim.pool import pool, progress
+from dpa4sim.pool.pack import join
+from dpa4sim.relax.result import RelaxResult
+from dpa4sim.relax.run import relax, relax_each
+from dpa4sim.units import GPA_PER_EV_A3
 
 NAN = float("nan")
 
@@ -55,7 +59,7 @@ def assert_same(ours: RelaxResult, theirs: RelaxResult) -> None:
 
 
 def test_results_are_those_of_ase_in_the_order_of_the_input():
-    result = relax(LennardJones(), everything(), cell=FREE, max_steps=200)
+    result = relax(LennardJones(), everything(), cell=FREE, max_steps=200, optimizer="fire")
     assert len(set(result.steps)) > 4
     for s, atoms in enumerate((*crystals().values(), *without_bulk().values())):
         atoms.calc = AseModel(LennardJones())
@@ -78,31 +82,36 @@ def test_results_are_those_of_ase_in_the_order_of_the_input():
     assert math.isnan(result.volume_change[6])
 
 
+@pytest.fixture(scope="module", params=[("fire", 37), ("lbfgs", 12)], ids=["fire", "lbfgs"])
+def settings(request) -> dict:
+    optimizer, max_steps = request.param
+    return {"optimizer": optimizer, "max_steps": max_steps, "cell": FREE}
+
+
 @pytest.fixture(scope="module")
-def together() -> RelaxResult:
-    return relax(LennardJones(), everything(), cell=FREE, max_steps=37)
+def together(settings) -> RelaxResult:
+    return relax(LennardJones(), everything(), **settings)
 
 
-@pytest.mark.parametrize(
-    ("max_atoms", "check_every", "entries"), [(1, 10, 0), (46, 3, 1), (10**6, 64, 0)]
-)
+@pytest.mark.parametrize(("max_edges", "check_every"), [(1, 10), (2500, 3), (1e9, 64)])
 def test_who_shares_the_working_batch_changes_no_bit(
-    together, monkeypatch, max_atoms, check_every, entries
+    together, settings, monkeypatch, max_edges, check_every
 ):
     """Structures enter while others are half-way, and leave at different steps."""
     joined = []
-    monkeypatch.setattr(run, "join", lambda *states: joined.append(1) or join(*states))
-    working = {"max_atoms": max_atoms, "check_every": check_every}
-    in_turns = relax(LennardJones(), everything(), cell=FREE, max_steps=37, **working)
+    monkeypatch.setattr(pool, "join", lambda *states: joined.append(1) or join(*states))
+    working = {"max_edges": max_edges, "check_every": check_every}
+    in_turns = relax(LennardJones(), everything(), **working, **settings)
     assert_same(in_turns, together)
-    assert len(joined) >= entries, "nobody entered a batch that was under way"
+    assert max_edges != 2500 or joined, "nobody entered a batch that was under way"
     assert {Status.MAX_STEPS, Status.CONVERGED} == set(together.status)
 
 
+@pytest.mark.parametrize("optimizer", ["fire", "lbfgs"])
 @pytest.mark.parametrize("max_steps", [0, 1, 7, 13])
-def test_max_steps_is_not_rounded_to_the_host_looks(max_steps):
-    settings = {"fmax": 1e-12, "cell": False, "max_steps": max_steps, "check_every": 5}
-    result = relax(Einstein(), everything(), **settings)
+def test_max_steps_is_not_rounded_to_the_host_looks(max_steps, optimizer):
+    settings = {"fmax": 1e-300, "cell": False, "max_steps": max_steps, "check_every": 5}
+    result = relax(LennardJones(), everything(), optimizer=optimizer, **settings)
     assert result.steps == [max_steps] * 7
     assert result.evaluations == [max_steps + 1] * 7
     assert set(result.status) == {Status.MAX_STEPS}
@@ -124,7 +133,7 @@ def test_invalid_structures_are_named_and_stop_nobody():
 
 def test_a_slab_may_relax_in_its_cell():
     structures = [everything()[5]]
-    assert "pass cell=False" in relax(LennardJones(), structures).reasons[0]
+    assert "Set cell=False" in relax(LennardJones(), structures).reasons[0]
     assert relax(LennardJones(), structures, cell=False).status == [Status.CONVERGED]
 
 
@@ -134,21 +143,23 @@ def test_strict_raises_about_an_invalid_structure():
         relax(LennardJones(), structures, strict=True)
 
 
-def test_a_sick_structure_is_marked_and_its_mates_are_as_alone():
+@pytest.mark.parametrize("optimizer", ["fire", "lbfgs"])
+def test_a_sick_structure_is_marked_and_its_mates_are_as_alone(optimizer):
     structures = everything()[:5]
     numbers = torch.full_like(structures[2].atomic_numbers, Sick.MARK)
     structures[2] = replace(structures[2], atomic_numbers=numbers)
-    healthy = relax(LennardJones(), structures, max_steps=60)
+    settings = {"max_steps": 60, "optimizer": optimizer}
+    healthy = relax(LennardJones(), structures, **settings)
     model = Sick(LennardJones(), "forces", NAN, from_call=8)
-    result = relax(model, structures, max_steps=60)
+    result = relax(model, structures, **settings)
     assert result.status[2] is Status.NOT_FINITE
-    assert "(step 7)" in result.reasons[2]
+    assert f"(step {7 if optimizer == 'fire' else 8})" in result.reasons[2], "L-BFGS tries twice"
     assert math.isfinite(result.energy[2])
     mates = [0, 1, 3, 4]
     assert [result.energy[s] for s in mates] == [healthy.energy[s] for s in mates]
     assert [result.status[s] for s in mates] == [healthy.status[s] for s in mates]
     with pytest.raises(DataError, match=r"structure 2 \(Es8, 8 atoms\)|structure 2 \(Es4, 4 atoms"):
-        relax(Sick(LennardJones(), "forces", NAN, 8), structures, max_steps=60, strict=True)
+        relax(Sick(LennardJones(), "forces", NAN, 8), structures, strict=True, **settings)
 
 
 def test_running_out_of_steps_is_no_error_when_strict():
@@ -169,6 +180,9 @@ def test_the_model_is_not_called_for_the_finished():
     used = sum(result.evaluations)
     assert used <= sum(sizes) <= used + 9 * len(result)
     assert sizes == sorted(sizes, reverse=True)
+    sizes.clear()
+    result = relax(watched, everything(), cell=FREE, max_steps=200)
+    assert sum(sizes) == sum(result.evaluations), "on a processor nobody is asked in vain"
 
 
 def test_one_batch_of_many_is_taken_apart():
@@ -180,11 +194,14 @@ def test_one_batch_of_many_is_taken_apart():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"optimizer": "lbgfs"}, "optimizer='lbgfs' is not known. Valid: fire"),
+        ({"optimizer": "lbgfs"}, "optimizer='lbgfs' is not known. Valid: lbfgs, fire"),
         ({"cell_filter": "exp"}, "Valid: frechet, unit"),
         ({"max_steps": -1}, "max_steps=-1"),
         ({"check_every": 0}, "check_every=0"),
-        ({"max_atoms": 0}, "max_atoms=0"),
+        ({"max_edges": 0}, "max_edges=0"),
+        ({"mask": [True] * 5}, "mask has 5 entries"),
+        ({"mask": [True] * 6, "cell": False}, "cell=False lets none"),
+        ({"hydrostatic": True, "constant_volume": True}, "leave"),
         ({"fmax": 0.0}, "fmax=0.0 can never be reached"),
         ({"fmax": NAN}, "fmax=nan"),
         ({"cell": [True]}, "1 entries for 7 structures"),
@@ -203,7 +220,7 @@ def test_charge_for_some_only_is_refused_before_anything_runs():
 
 
 def test_progress_lines(capfd, monkeypatch):
-    monkeypatch.setattr(run, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     relax(LennardJones(), everything(), cell=FREE, max_steps=12, progress=True)
     out, err = capfd.readouterr()
     assert out == ""
@@ -234,3 +251,73 @@ def test_structures_of_other_libraries_are_taken():
     result = relax(LennardJones(), atoms, cell=[True, False], max_steps=5)
     ours = relax(LennardJones(), [from_atoms(a) for a in atoms], cell=[True, False], max_steps=5)
     assert_same(result, ours)
+
+
+def test_structures_of_any_number_stream_through():
+    """An iterator without end: what is read follows what has ended."""
+    read = []
+
+    def endless():
+        while True:
+            for system in everything()[:5]:
+                read.append(1)
+                yield system
+
+    stream = relax_each(LennardJones(), endless(), max_edges=3000)
+    first = [next(stream) for _ in range(12)]
+    stream.close()
+    assert len(read) < 30
+    assert {record.status for record in first} == {Status.CONVERGED}
+    assert len({record.index for record in first}) == 12
+
+
+def test_each_structure_has_its_own_pressure():
+    systems = [from_atoms(crystals()["cubic"])] * 3
+    result = relax(LennardJones(), systems, pressure_gpa=[0.0, 5.0, 20.0], fmax=1e-3)
+    for batch, prediction, gpa in zip(
+        result.batches, result.predictions, (0.0, 5.0, 20.0), strict=True
+    ):
+        found = -float(prediction.stress[0].diagonal().mean()) * GPA_PER_EV_A3
+        assert found == pytest.approx(gpa, abs=0.02)
+        assert batch.volume > 0
+    assert result.volume_change[0] > result.volume_change[1] > result.volume_change[2]
+
+
+def test_a_pressure_needs_a_cell():
+    slab = everything()[5]
+    result = relax(LennardJones(), [slab], cell=False, pressure_gpa=1.0)
+    assert result.status == [Status.INVALID]
+    assert "pressure_gpa cannot be used, for its cell stands still" in result.reasons[0]
+
+
+def test_fixed_atoms_of_ase_are_obeyed():
+    atoms = without_bulk()["slab"]
+    atoms.set_constraint(FixAtoms(indices=[0, 1, 2, 3]))
+    result = relax(LennardJones(), [atoms], cell=False)
+    moved = (result.batches[0].positions - torch.tensor(atoms.positions)).norm(dim=1)
+    assert moved[:4].max() == 0
+    assert moved[4:].min() > 1e-3
+    assert result.status == [Status.CONVERGED]
+    ours = relax(LennardJones(), [from_atoms(atoms)], cell=False, fixed_atoms=[[0, 1, 2, 3]])
+    assert_same(ours, result)
+    atoms.set_constraint(FixCartesian(0))
+    refused = relax(LennardJones(), [atoms], cell=False)
+    assert "the constraint FixCartesian is not obeyed here" in refused.reasons[0]
+
+
+def test_symmetry_is_kept_when_asked():
+    atoms = bulk("Ti", "hcp", a=3.1, c=4.2) * (2, 2, 1)
+    result = relax(LennardJones(), [atoms, crystals()["skewed"]], fix_symmetry=True)
+    assert result.status == [Status.CONVERGED] * 2
+    relaxed = result.to_atoms()[0]
+    assert check_symmetry(relaxed, 1e-6).number == 194
+
+
+def test_a_directory_keeps_what_is_done(tmp_path):
+    settings = {"cell": FREE, "directory": tmp_path / "run"}
+    calm = relax(LennardJones(), everything(), cell=FREE)
+    assert_same(relax(LennardJones(), everything(), **settings), calm)
+    with pytest.raises(ResumeError, match="begun with fmax"):
+        relax(LennardJones(), everything(), fmax=0.1, **settings)
+    with pytest.raises(ResumeError, match="not those that this directory was begun with"):
+        relax(LennardJones(), everything()[:4], cell=True, directory=tmp_path / "run")
