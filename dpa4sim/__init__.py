@@ -1,6 +1,6 @@
 """dpa4sim: the DPA4 interatomic potential as a batched engine.
 
-structures -> adapters -> Batch -> edges -> model -> Potential -> relax
+structures -> adapters -> Batch -> edges -> model -> Potential -> {relax, simulate}
 
 adapters/    the only place that speaks another project's vocabulary
 batch.py     Batch: many structures packed in flat tensors
@@ -8,9 +8,12 @@ cli/         one file per verb
 config.py    DPA4Config: the options of the network
 edges.py     neighbour lists, edge vectors, CSR order
 errors.py    exceptions for the border, Status for systems in a batch
+lattice.py   algebra of cells and strains
 model/       Batch -> energy, one file per subsection of paper 4.2
+pool/        the working set that systems pass through, and its checkpoints
 potential.py energy -> forces, stress; precision; save and load
 relax/       Batch -> relaxed Batch + Status
+simulate/    Batch -> trajectories
 units.py     the constants, once
 """
 
@@ -24,13 +27,19 @@ _HOME = {
     "ConfigError": "errors",
     "DPA4Config": "config",
     "DataError": "errors",
+    "MDRun": "simulate",
     "ModelError": "errors",
     "Potential": "potential",
     "Prediction": "potential",
     "RelaxResult": "relax",
+    "Relaxed": "relax",
+    "ResumeError": "errors",
     "Status": "errors",
     "load": "potential",
+    "md": "simulate",
+    "read_trajectory": "simulate",
     "relax": "relax",
+    "relax_each": "relax",
 }
 
 __all__ = [
@@ -38,21 +47,28 @@ __all__ = [
     "ConfigError",
     "DPA4Config",
     "DataError",
+    "MDRun",
     "ModelError",
     "Potential",
     "Prediction",
     "RelaxResult",
+    "Relaxed",
+    "ResumeError",
     "Status",
     "load",
+    "md",
+    "read_trajectory",
     "relax",
+    "relax_each",
 ]
 
 if TYPE_CHECKING:  # the same names for editors and type checkers
     from dpa4sim.batch import Batch
     from dpa4sim.config import DPA4Config
-    from dpa4sim.errors import ConfigError, DataError, ModelError, Status
+    from dpa4sim.errors import ConfigError, DataError, ModelError, ResumeError, Status
     from dpa4sim.potential import Potential, Prediction, load
-    from dpa4sim.relax import RelaxResult, relax
+    from dpa4sim.relax import Relaxed, RelaxResult, relax, relax_each
+    from dpa4sim.simulate import MDRun, md, read_trajectory
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ from dpa4sim.errors import Dpa4simError
 
 VERBS = {
     "relax": "relax structures together, in one batch",
+    "md": "molecular dynamics of many structures together",
     "eval": "errors against the reference labels of an extxyz file",
     "convert": "DeePMD-kit .pt <-> dpa4sim .safetensors",
     "info": "what a model is: size, elements, options, origin, licence",
