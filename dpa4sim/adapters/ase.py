@@ -72,6 +72,25 @@ def to_atoms(
     return images
 
 
+def fixed_atoms(atoms: Atoms) -> list[int]:
+    """Indices of the atoms that `FixAtoms` holds.
+
+    Raises:
+        DataError: another constraint is set, which would be lost.
+    """
+    from ase.constraints import FixAtoms
+
+    held: set[int] = set()
+    for constraint in atoms.constraints:
+        if not isinstance(constraint, FixAtoms):
+            raise DataError(
+                f"the constraint {type(constraint).__name__} is not obeyed here. FixAtoms is; "
+                "for a space group pass fix_symmetry=True; else remove it"
+            )
+        held |= set(constraint.get_indices().tolist())
+    return sorted(held)
+
+
 class DPA4Calculator(Calculator):
     """An ASE calculator around an EnergyModel.
 

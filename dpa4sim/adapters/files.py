@@ -65,31 +65,45 @@ def structures_to_batches(structures: Any) -> list[Batch]:
     Raises:
         DataError: there is none, one cannot be read, or one is something else.
     """
-    batches = list(_batches(structures, ""))
-    if not batches:
+    return [batch for batch, _ in stream_structures(structures)]
+
+
+def stream_structures(structures: Any) -> Iterator[tuple[Batch, Any]]:
+    """One-system Batches one by one, each with the ASE Atoms that it came from, or None.
+
+    Args:
+        structures: as of `structures_to_batches`; an iterator is read only as far as needed.
+
+    Raises:
+        DataError: there is none, one cannot be read, or one is something else.
+    """
+    empty = True
+    for entry in _batches(structures, ""):
+        empty = False
+        yield entry
+    if empty:
         raise DataError("No structure was given. Give at least one.")
-    return batches
 
 
-def _batches(structures: Any, place: str) -> Iterator[Batch]:
+def _batches(structures: Any, place: str) -> Iterator[tuple[Batch, Any]]:
     if isinstance(structures, Batch):
-        yield from structures.split()
+        yield from ((system, None) for system in structures.split())
     elif isinstance(structures, str | Path):
         yield from _from_files(structures)
     elif _is_a(structures, "ase.atoms", "Atoms"):
         from dpa4sim.adapters.ase import from_atoms
 
-        yield _named(from_atoms, structures, place)
+        yield _named(from_atoms, structures, place), structures
     elif _is_a(structures, "pymatgen.core.structure", "SiteCollection"):
         from dpa4sim.adapters.pymatgen import from_structure
 
-        yield _named(from_structure, structures, place)
+        yield _named(from_structure, structures, place), None
     elif _is_a(structures, "pymatgen.entries.computed_entries", "ComputedStructureEntry"):
         yield from _batches(structures.structure, place)
     elif _is_a(structures, "torch_sim.state", "SimState"):
         from dpa4sim.adapters.torchsim import from_state
 
-        yield from from_state(structures).split()
+        yield from ((system, None) for system in from_state(structures).split())
     elif isinstance(structures, Iterable) and not isinstance(structures, dict):
         for index, structure in enumerate(structures):
             yield from _batches(structure, f"{place}[{index}]" if place else f"Structure {index}")
@@ -100,11 +114,11 @@ def _batches(structures: Any, place: str) -> Iterator[Batch]:
         )
 
 
-def _from_files(path: str | Path) -> Iterator[Batch]:
+def _from_files(path: str | Path) -> Iterator[tuple[Batch, Any]]:
     for record in read_structures(path):
         if isinstance(record.batch, DataError):
             raise record.batch
-        yield record.batch
+        yield record.batch, record.atoms
 
 
 def _is_a(value: Any, module: str, name: str) -> bool:
@@ -181,7 +195,7 @@ def _record(label: str, structure: Any) -> Record:
 
     if _is_a(structure, "ase.atoms", "Atoms"):
         return Record(label, from_atoms(structure), structure)
-    (batch,) = _batches(structure, "")
+    ((batch, _),) = _batches(structure, "")
     return Record(label, batch)
 
 

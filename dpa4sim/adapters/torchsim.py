@@ -1,6 +1,7 @@
-"""TorchSim: SimState <-> Batch, and a model for `ts.static`, `ts.optimize` and `ts.integrate`.
+"""TorchSim: SimState <-> Batch, models in both directions.
 
-TorchSim keeps lattice vectors as columns, we keep rows: the transpose lives here and nowhere else.
+TorchSim keeps lattice vectors as columns, we keep rows: the transpose lives here and in
+`torchsim_steps`, which has our optimisers and integrators, and nowhere else.
 Importing this module imports torch_sim, which takes seconds.
 """
 
@@ -14,8 +15,9 @@ from torch_sim.models.interface import ModelInterface
 from torch_sim.state import SimState
 
 from dpa4sim.batch import Batch
-from dpa4sim.errors import DataError
-from dpa4sim.potential import EnergyModel
+from dpa4sim.edges import computable
+from dpa4sim.errors import ConfigError, DataError
+from dpa4sim.potential import EnergyModel, Prediction
 
 
 def from_state(state: SimState) -> Batch:
@@ -115,6 +117,82 @@ class DPA4Model(ModelInterface):
         if self._compute_stress:
             output["stress"] = prediction.stress
         return {name: value.detach().to(self._dtype) for name, value in output.items()}
+
+
+class FromTorchSim:
+    """A TorchSim model as an EnergyModel, for our relaxation and dynamics.
+
+    Args:
+        model: with forces and stress switched on.
+        cutoff: its radius in Å; None to ask the model for `cutoff` or `r_max`.
+
+    A system that cannot be computed gets NaN and is not shown to the model, which would end the
+    whole batch; the others do not notice it.  Atomic energies are NaN unless the model gives
+    "energies".
+
+    Raises:
+        ConfigError: forces or stress are off, or no cutoff is known.
+    """
+
+    def __init__(self, model: ModelInterface, *, cutoff: float | None = None) -> None:
+        for name in ("compute_forces", "compute_stress"):
+            if not getattr(model, name):
+                raise ConfigError(
+                    f"{type(model).__name__} has {name}=False. Make it with {name}=True."
+                )
+        found = [cutoff, *(getattr(model, name, None) for name in ("cutoff", "r_max"))]
+        known = [float(value) for value in found if value is not None]
+        if not known:
+            raise ConfigError(
+                f"{type(model).__name__} does not say how far it looks. "
+                "Give FromTorchSim(model, cutoff=...) in Å."
+            )
+        self.model, self.device, self._cutoff = model, torch.device(model.device), known[0]
+
+    @property
+    def cutoff(self) -> float:
+        """Radius in Å beyond which two atoms share no edge."""
+        return self._cutoff
+
+    def __call__(self, batch: Batch) -> Prediction:
+        """Energy, forces and stress; TorchSim's models read the device, and so does this.
+
+        Raises:
+            DataError: the systems differ in pbc.
+        """
+        good = computable(batch, self._cutoff)
+        systems = good.nonzero()[:, 0].tolist()
+        if len(systems) == batch.n_systems:
+            return self._evaluate(batch)
+        prediction = Prediction(
+            energy=torch.full_like(batch.cell[:, 0, 0], torch.nan),
+            forces=torch.full_like(batch.positions, torch.nan),
+            stress=torch.full_like(batch.cell, torch.nan),
+            atomic_energies=torch.full_like(batch.positions[:, 0], torch.nan),
+        )
+        if systems:
+            found, atoms = self._evaluate(batch.select(systems)), good[batch.system_idx]
+            prediction.energy[good], prediction.stress[good] = found.energy, found.stress
+            prediction.forces[atoms] = found.forces
+            prediction.atomic_energies[atoms] = found.atomic_energies
+        return prediction
+
+    def _evaluate(self, batch: Batch) -> Prediction:
+        output = self.model(to_state(batch, self.model.dtype))
+        output = {name: value.detach().double() for name, value in output.items()}
+        unknown = torch.full_like(output["forces"][:, 0], torch.nan)
+        has_volume = (batch.volume > 0)[:, None, None]
+        return Prediction(
+            energy=output["energy"],
+            forces=output["forces"],
+            stress=torch.where(has_volume, output["stress"], torch.nan),
+            atomic_energies=output.get("energies", unknown),
+        )
+
+
+def energy_model(model: ModelInterface) -> EnergyModel:
+    """What is inside a `DPA4Model`; any other TorchSim model wrapped."""
+    return model.potential if isinstance(model, DPA4Model) else FromTorchSim(model)
 
 
 def _extra(state: SimState, name: str) -> Tensor | None:
