@@ -18,7 +18,10 @@ from dpa4sim.batch import Batch
 from dpa4sim.errors import DataError
 
 FORMATS = "CIF (.cif), POSCAR (POSCAR*, CONTCAR*, .vasp, .poscar), extxyz (.xyz, .extxyz), \
-ASE database (.db), ASE trajectory (.traj), pymatgen or ASE-database JSON (.json)"
+ASE database (.db, .aselmdb), ASE trajectory (.traj), pymatgen or ASE-database JSON (.json)"
+
+ROWS_PER_PAGE = 500
+"""Rows of a database that are in memory at once."""
 
 COMPRESSIONS = frozenset((".gz", ".bz2", ".xz"))
 
@@ -53,6 +56,20 @@ def read_structures(paths: Paths) -> Iterator[Record]:
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     files = [file for path in given for file in _files(str(path))]
     return (record for file, read in files for record in _records(file, read))
+
+
+def named_files(path: str) -> list[Path]:
+    """The structure files that a path names.
+
+    Raises:
+        DataError: there is none.
+    """
+    return [file for file, _ in _files(path)]
+
+
+def is_structure_file(file: Path) -> bool:
+    """Whether the name of a file says that it can be read."""
+    return _reader(file) is not None
 
 
 def structures_to_batches(structures: Any) -> list[Batch]:
@@ -164,6 +181,7 @@ def _reader(file: Path) -> Callable[[Path], Entries] | None:
         ".xyz": _read_extxyz,
         ".extxyz": _read_extxyz,
         ".db": _read_database,
+        ".aselmdb": _read_aselmdb,
         ".traj": _read_trajectory,
         ".json": _read_json,
     }.get(Path(name).suffix.lower())
@@ -242,10 +260,31 @@ def _read_extxyz(file: Path) -> Entries:
 
 
 def _read_database(file: Path) -> Entries:
+    """Page after page: SQLite's rows of one query are all fetched at once."""
     from ase.db import connect
 
-    for row in connect(file).select():
-        yield str(row.id), partial(_from_row, row)
+    database, last = connect(file), 0
+    while page := list(database.select(f"id>{last}", sort="id", limit=ROWS_PER_PAGE)):
+        for row in page:
+            yield str(row.id), partial(_from_row, row)
+        last = page[-1].id
+
+
+def _read_aselmdb(file: Path) -> Entries:
+    from ase.db import connect
+
+    try:
+        database = connect(file, readonly=True)
+    except ImportError as error:
+        raise DataError(
+            "it needs the package ase-db-backends; type: pip install 'dpa4sim[data]'"
+        ) from error
+    for number in database.ids:
+        yield str(number), partial(_from_row_numbered, database, number)
+
+
+def _from_row_numbered(database: Any, number: int) -> Any:
+    return _from_row(database.get(id=number))
 
 
 def _from_row(row: Any) -> Any:

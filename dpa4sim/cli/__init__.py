@@ -18,7 +18,9 @@ from dpa4sim.errors import Dpa4simError
 VERBS = {
     "relax": "relax structures together, in one batch",
     "md": "molecular dynamics of many structures together",
-    "eval": "errors against the reference labels of an extxyz file",
+    "data": "labelled data: convert it to a store, look at it, check it",
+    "train": "train a network on labelled structures, or go on with a run",
+    "eval": "errors against reference labels",
     "convert": "DeePMD-kit .pt <-> dpa4sim .safetensors",
     "info": "what a model is: size, elements, options, origin, licence",
     "doctor": "versions, GPU, kernels and a self-check",
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"Did you mean '{near[0]}'?" if near else f"The verbs are {', '.join(VERBS)}."
         print(f"error: dpa4sim has no verb '{verb}'. {hint}", file=sys.stderr)
         return USAGE
-    args = _parser(verb).parse_args(words)
+    args = _parse(verb, words)
     try:
         return int(args.run(args))
     except Dpa4simError as error:
@@ -47,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser(verb: str | None) -> argparse.ArgumentParser:
-    """The parser, with the arguments of the one verb that is asked for: the others stay unread."""
+def _parse(verb: str | None, words: list[str]) -> argparse.Namespace:
+    """The arguments; only those of the one verb that is asked for are known."""
     parser = argparse.ArgumentParser(
         prog="dpa4sim", description="The DPA4 interatomic potential as a batched engine."
     )
@@ -60,7 +62,9 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
             module = import_module(f"dpa4sim.cli.{name}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
-    return parser
+            if words[0] == verb and getattr(module, "MIXED", False):
+                return sub.parse_intermixed_args(words[1:])
+    return parser.parse_args(words)
 
 
 def _fail(message: str) -> int:

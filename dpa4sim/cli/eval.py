@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dpa4sim.cli.labels import QUANTITIES, Labelled, read_labelled
 from dpa4sim.cli.options import add_model, check_output, open_model, written_whole
 from dpa4sim.cli.table import table
 from dpa4sim.errors import ConfigError, DataError
 from dpa4sim.units import GPA_PER_EV_A3
 
 if TYPE_CHECKING:
+    from dpa4sim.data.frame import Frame
     from dpa4sim.potential import Potential
 
+QUANTITIES = ("energy", "forces", "stress")
 UNITS = {"energy": ("meV/atom", 1e3), "forces": ("meV/Å", 1e3), "stress": ("meV/Å^3", 1e3)}
 
 
@@ -27,18 +29,23 @@ class Pairs:
     """Reference and prediction side by side, for every label that was there.
 
     Args:
-        frames: how many frames carried the label.
-        reference: eV/atom, eV/Å or eV/Å^3.
+        subsets: the subset of each frame that carried the label.
+        reference: eV/atom, eV/Å or eV/Å^3, frame by frame.
         predicted: the same numbers by the model.
     """
 
-    frames: int = 0
+    subsets: list[str] = field(default_factory=list)
     reference: list[np.ndarray] = field(default_factory=list)
     predicted: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, reference: np.ndarray, predicted: np.ndarray) -> None:
+    @property
+    def frames(self) -> int:
+        """How many frames carried the label."""
+        return len(self.subsets)
+
+    def add(self, subset: str, reference: np.ndarray, predicted: np.ndarray) -> None:
         """One frame's label."""
-        self.frames += 1
+        self.subsets.append(subset)
         self.reference.append(reference.ravel())
         self.predicted.append(predicted.ravel())
 
@@ -46,11 +53,17 @@ class Pairs:
         """All numbers in two flat arrays."""
         return np.concatenate(self.reference), np.concatenate(self.predicted)
 
+    def mae_of(self, subset: str) -> float:
+        """Mean absolute error of one subset; NaN where it has no such label."""
+        pairs = zip(self.subsets, self.reference, self.predicted, strict=True)
+        errors = [np.abs(b - a) for name, a, b in pairs if name == subset]
+        return float(np.concatenate(errors).mean()) if errors else math.nan
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, DATA, the keys of the labels, and the plot."""
     add_model(parser)
-    parser.add_argument("data", metavar="DATA", type=Path, help="labelled structures, extxyz")
+    parser.add_argument("data", metavar="DATA", help="labelled structures, in any format")
     for name in QUANTITIES:
         parser.add_argument(
             f"--{name}-key", metavar="KEY", help=f"where the {name} labels are [REF_{name}, {name}]"
@@ -65,17 +78,22 @@ def run(args: argparse.Namespace) -> int:
     """Compare, print the table, draw the plot."""
     if args.parity is not None:
         check_output(args.parity, (".png", ".pdf", ".svg"))
+    from dpa4sim.data.frame import LabelKeys
+    from dpa4sim.data.read import read_frames
+
     if args.batch_atoms < 1:
         raise ConfigError(f"--batch-atoms {args.batch_atoms} is too small. Give 1 or more.")
     potential = open_model(args)
-    keys = {name: getattr(args, f"{name}_key") for name in QUANTITIES}
-    pairs, n_frames = compare(potential, read_labelled(args.data, keys), args.batch_atoms)
+    keys = LabelKeys(**{name: getattr(args, f"{name}_key") for name in QUANTITIES})
+    pairs, n_frames = compare(potential, read_frames(args.data, keys), args.batch_atoms)
     if not any(pair.frames for pair in pairs.values()):
         raise DataError(
             f"{args.data} has no reference labels: neither REF_energy, REF_forces, REF_stress "
             "nor energy, forces, stress. Say where they are: --energy-key, --forces-key."
         )
     print(report(pairs, n_frames))
+    if len({name for pair in pairs.values() for name in pair.subsets}) > 1:
+        print("\n" + subset_report(pairs))
     if args.parity is not None:
         from dpa4sim.plots import draw_parity
 
@@ -87,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compare(
-    potential: Potential, frames: Iterable[Labelled], batch_atoms: int
+    potential: Potential, frames: Iterable[Frame], batch_atoms: int
 ) -> tuple[dict[str, Pairs], int]:
     """Evaluate frames in batches of at most so many atoms; a larger frame goes by itself.
 
@@ -112,8 +130,27 @@ def report(pairs: dict[str, Pairs], n_frames: int) -> str:
     return table(("quantity", "unit", "frames", "MAE", "RMSE", "largest"), rows, left=2)
 
 
-def _groups(frames: Iterable[Labelled], batch_atoms: int) -> Iterator[list[Labelled]]:
-    group: list[Labelled] = []
+def subset_report(pairs: dict[str, Pairs]) -> str:
+    """MAE of every subset, and their geometric mean.  Table 2
+
+    LWAMAE = exp(mean over subsets of log MAE): each subset counts the same, in ratios.
+    """
+    names = sorted({name for pair in pairs.values() for name in pair.subsets})
+    shown = [name for name, pair in pairs.items() if pair.frames]
+    maes = {q: np.array([UNITS[q][1] * pairs[q].mae_of(name) for name in names]) for q in shown}
+    rows = []
+    for row, name in enumerate(names):
+        frames = max(pairs[q].subsets.count(name) for q in shown)
+        cells = (f"{maes[q][row]:.4g}" if np.isfinite(maes[q][row]) else "-" for q in shown)
+        rows.append((name or "(no name)", str(frames), *cells))
+    with np.errstate(divide="ignore"):
+        means = [np.exp(np.nanmean(np.log(maes[q]))) for q in shown]
+    rows.append(("LWAMAE", "", *(f"{mean:.4g}" for mean in means)))
+    return table(("MAE by subset", "frames", *(f"{q} {UNITS[q][0]}" for q in shown)), rows)
+
+
+def _groups(frames: Iterable[Frame], batch_atoms: int) -> Iterator[list[Frame]]:
+    group: list[Frame] = []
     used = 0
     for frame in frames:
         size = frame.system.positions.shape[0]
@@ -126,7 +163,7 @@ def _groups(frames: Iterable[Labelled], batch_atoms: int) -> Iterator[list[Label
         yield group
 
 
-def _compare_group(potential: Potential, group: list[Labelled], pairs: dict[str, Pairs]) -> None:
+def _compare_group(potential: Potential, group: list[Frame], pairs: dict[str, Pairs]) -> None:
     from dpa4sim.batch import Batch, complaint
 
     for frame in group:
@@ -141,11 +178,13 @@ def _compare_group(potential: Potential, group: list[Labelled], pairs: dict[str,
     stresses = prediction.stress.cpu().numpy()
     for s, frame in enumerate(group):
         if frame.energy is not None:
-            pairs["energy"].add(np.array(frame.energy / sizes[s]), energies[s] / sizes[s])
+            pairs["energy"].add(
+                frame.subset, np.array([frame.energy / sizes[s]]), energies[s : s + 1] / sizes[s]
+            )
         if frame.forces is not None:
-            pairs["forces"].add(frame.forces, forces[s])
+            pairs["forces"].add(frame.subset, frame.forces, forces[s])
         if frame.stress is not None and np.isfinite(stresses[s]).all():
-            pairs["stress"].add(frame.stress, stresses[s])
+            pairs["stress"].add(frame.subset, frame.stress, stresses[s])
 
 
 def _row(name: str, unit: str, pair: Pairs, factor: float, n_frames: int) -> tuple[str, ...]:

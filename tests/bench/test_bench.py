@@ -249,7 +249,9 @@ QUICK = {
     "engine_growth": [],
     "relaxation": [],
     "evaluations": ["--methods", "lbfgs", "fire"],
+    "data_memory": [],
 }
+ONE_ALLOCATOR = ("evaluations", "data_memory")
 
 
 @pytest.mark.parametrize("claim", QUICK)
@@ -262,6 +264,6 @@ def test_every_benchmark_runs(claim, monkeypatch, capsys):
 
     monkeypatch.setattr(module, "save", refuse)
     monkeypatch.setattr(bench.record, "save", refuse)
-    allocator = [] if claim == "evaluations" else ["--allocator", "default"]
+    allocator = [] if claim in ONE_ALLOCATOR else ["--allocator", "default"]
     module.main(["--quick", *allocator, *QUICK[claim]])
-    assert "lbfgs" in capsys.readouterr().out or claim == "dynamics"
+    assert "lbfgs" in capsys.readouterr().out or claim in ("dynamics", "data_memory")

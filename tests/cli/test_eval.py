@@ -9,7 +9,7 @@ from ase.io import read, write
 from ase.stress import full_3x3_to_voigt_6_stress
 
 import dpa4sim
-from dpa4sim.cli.labels import read_labelled
+from dpa4sim.data.read import read_frames
 from dpa4sim.units import GPA_PER_EV_A3
 
 ENERGY_EV, FORCE_EV_A, STRESS_EV_A3 = 0.24, -0.05, 0.01
@@ -101,7 +101,7 @@ def test_stress_has_ases_order_and_sign(tmp_path, silicon):
     voigt = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     silicon.calc = SinglePointCalculator(silicon, stress=voigt)
     write(tmp_path / "a.extxyz", silicon)
-    (frame,) = read_labelled(tmp_path / "a.extxyz", {})
+    (frame,) = read_frames(tmp_path / "a.extxyz")
     np.testing.assert_array_equal(frame.stress, [[1, 6, 5], [6, 2, 4], [5, 4, 3]])
     assert frame.energy is None
     assert frame.forces is None
@@ -113,3 +113,26 @@ def test_parity_plot(run, model, labelled, tmp_path):
     assert code == 0
     assert text.splitlines()[-1] == f"parity plot: {plot}"
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_subsets_have_rows_and_a_geometric_mean(run, model, labelled):
+    """Table 2: one crystal's labels are four times as far off, the other's are of another subset."""
+    path = labelled("REF_")
+    frames = read(path, ":")
+    for atoms, name, factor in zip(frames, ("near", "far"), (1, 4), strict=True):
+        atoms.info["config_type"] = name
+        atoms.arrays["REF_forces"] += (1 - factor) * -FORCE_EV_A * -1
+    write(path, frames)
+    code, out, _ = run("eval", model, path)
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    assert rows["near"][0] == rows["far"][0] == "1"
+    forces = {name: float(rows[name][2]) for name in ("near", "far")}
+    assert forces["near"] == pytest.approx(50, rel=PRINTED)
+    assert forces["far"] == pytest.approx(200, rel=PRINTED)
+    assert float(rows["LWAMAE"][1]) == pytest.approx(100, rel=PRINTED)
+
+
+def test_one_subset_is_no_table_of_subsets(run, model, labelled):
+    _, out, _ = run("eval", model, labelled("REF_"))
+    assert "LWAMAE" not in out

@@ -1,0 +1,40 @@
+"""A batch of labelled structures, as training takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dpa4sim.batch import Batch
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Structures and their labels, NaN where a label is absent.
+
+    Args:
+        batch: the structures, positions in float64.
+        energy: eV, float64.
+        forces: eV/Å, float64.
+        stress: eV/Å^3, float64, tension positive.
+        frame: row of each system in the store.
+    """
+
+    batch: Batch
+    energy: Float[Tensor, " system"]
+    forces: Float[Tensor, "atom 3"]
+    stress: Float[Tensor, "system 3 3"]
+    frame: Int[Tensor, " system"]
+
+    def to(self, device: torch.device | str) -> LabelledBatch:
+        """The same on another device."""
+        return LabelledBatch(
+            batch=self.batch.to(device),
+            energy=self.energy.to(device),
+            forces=self.forces.to(device),
+            stress=self.stress.to(device),
+            frame=self.frame.to(device),
+        )

@@ -1,0 +1,159 @@
+"""A labelled structure, and what makes its labels acceptable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from dpa4sim.batch import Batch
+from dpa4sim.errors import DataError
+from dpa4sim.units import GPA_PER_EV_A3
+
+QUANTITIES = ("energy", "forces", "stress")
+
+EV_A3_PER_KBAR = 0.1 / GPA_PER_EV_A3
+"""1 kBar in eV/Å^3."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One labelled structure as read from a file; None where the file says nothing.
+
+    Args:
+        where: "train.extxyz#412 (Cs2AgBiBr6, 40 atoms)", for messages.
+        system: the structure, one system in float64.
+        energy: eV.
+        forces: (atom, 3) eV/Å.
+        stress: (3, 3) eV/Å^3, tension positive (ASE's sign).
+        subset: name of the subset for per-subset tables.
+        source: the file; `name` is the frame's name in it.
+        dtype: precision in which the file holds positions and forces.
+    """
+
+    where: str
+    system: Batch
+    energy: float | None
+    forces: np.ndarray | None
+    stress: np.ndarray | None
+    subset: str = ""
+    source: str = ""
+    name: str = ""
+    dtype: str = "float64"
+
+
+type Entry = Frame | DataError
+"""A frame, or why it cannot be used: one broken frame does not hide the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelKeys:
+    """Where a format keeps its labels; None takes the usual places, in their order.
+
+    Args:
+        energy: eV.  extxyz, ASE: REF_energy, energy; MPtrj: uncorrected_total_energy.
+        forces: eV/Å.  extxyz, ASE: REF_forces, forces.
+        stress: eV/Å^3, tension positive; kBar in VASP's sign in MPtrj.
+        virial: eV, minus volume times stress.
+    """
+
+    energy: str | None = None
+    forces: str | None = None
+    stress: str | None = None
+    virial: str | None = None
+
+
+def frame(
+    system: Batch, labels: Mapping[str, Any], *, source: str, name: str, **rest: Any
+) -> Frame:
+    """A frame from raw labels: checked, in their final shapes, a virial turned into a stress.
+
+    Args:
+        system: the structure.
+        labels: energy, forces, stress, virial, as far as they are there.
+        source: the file.
+        name: of the frame in it.
+        rest: `subset` and `dtype`.
+
+    Raises:
+        DataError: a label is not finite or has a wrong shape.
+    """
+    numbers = system.atomic_numbers.numpy()
+    where = place(source, name, numbers)
+    found = {
+        key: None if value is None else checked(value, key, len(numbers), where)
+        for key, value in labels.items()
+    }
+    stress, virial = found.get("stress"), found.get("virial")
+    volume = float(system.volume[0])
+    if stress is None and virial is not None and volume > 0:
+        stress = -virial / volume
+    energy, forces = found.get("energy"), found.get("forces")
+    return Frame(where, system, energy, forces, stress, source=source, name=name, **rest)
+
+
+def place(source: str, name: str, numbers: np.ndarray) -> str:
+    """What a frame is called in messages."""
+    n_atoms = len(numbers)
+    counted = "1 atom" if n_atoms == 1 else f"{n_atoms} atoms"
+    return f"{source}#{name} ({formula(numbers.astype(np.int64).tobytes())}, {counted})"
+
+
+def checked(value: Any, name: str, n_atoms: int, where: str) -> Any:
+    """Energy as a float, forces per atom, stress or virial as a matrix (from 9 or Voigt's 6).
+
+    Raises:
+        DataError: it is no number, not finite, or of another shape.
+    """
+    try:
+        label = np.asarray(value, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}: its {name} label is not a number. Repair or remove it."
+        ) from error
+    shape = _shape_of(label, name, n_atoms)
+    if shape is None:
+        wanted = {"energy": "one number", "forces": f"({n_atoms}, 3)"}.get(name, "(3, 3) or 6")
+        raise DataError(f"{where}: its {name} label has the shape {label.shape}. Give {wanted}.")
+    if not np.isfinite(label).all():
+        bad = np.argwhere(~np.isfinite(label.reshape(shape)))[0]
+        at = f" (atom {bad[0]})" if name == "forces" else ""
+        raise DataError(f"{where}: its {name} label is not finite{at}. Repair or remove the frame.")
+    if name == "energy":
+        return label.item()
+    return from_voigt(label.ravel()) if shape == (6,) else label.reshape(shape)
+
+
+def from_voigt(six: Float[np.ndarray, "6"]) -> Float[np.ndarray, "3 3"]:
+    """The symmetric matrix of xx, yy, zz, yz, xz, xy."""
+    xx, yy, zz, yz, xz, xy = six
+    return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+
+
+@lru_cache(maxsize=4096)
+def formula(numbers: bytes) -> str:
+    """Chemical formula of int64 atomic numbers, or `?` where one is no element."""
+    from ase.formula import Formula
+
+    from dpa4sim.batch import symbol
+
+    symbols = [symbol(z) for z in np.frombuffer(numbers, np.int64).tolist()]
+    try:
+        return str(Formula.from_list(symbols).format("hill"))
+    except ValueError:
+        return "?"
+
+
+def _shape_of(label: np.ndarray, name: str, n_atoms: int) -> tuple[int, ...] | None:
+    """The final shape; None when the label cannot have it."""
+    if name == "energy":
+        return () if label.size == 1 else None
+    if name == "forces":
+        return (n_atoms, 3) if label.shape == (n_atoms, 3) else None
+    if label.size == 9:
+        return (3, 3)
+    return (6,) if label.size == 6 else None
