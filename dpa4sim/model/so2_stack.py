@@ -7,6 +7,8 @@ product for m = 0 and one for each +-m pair; the gate of degree l meets neighbou
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -136,7 +138,7 @@ class SO2Stack(nn.Module):
         size = (self.max_degree + 1) * self.width
         zonal = self.zonal[layer].unflatten(1, (self.n_focus, size))[:, focus]
         pairs = []
-        for weight in self.pairs[layer].parameters():
+        for weight in cast(nn.ParameterList, self.pairs[layer]):  # adapted ones are no parameters
             n = weight.shape[0]
             u, v = weight.unflatten(1, (self.n_focus, 2, n))[:, focus].unbind(1)
             pairs.append(torch.cat([torch.cat([u, v], 1), torch.cat([-v, u], 1)]))
