@@ -22,6 +22,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
+from dpa4sim.kernels.frame_products import (
+    FrameShape,
+    fold,
+    fold_to_kernel,
+    fold_to_rows,
+    lift,
+    lift_to_rows,
+    weigh,
+)
 from dpa4sim.kernels.segments import chunks
 from dpa4sim.kernels.workspace import give, take
 
@@ -47,65 +56,18 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(FrameShape):
     """Everything of the pipeline that is constant during an evaluation.
 
     Args:
         layers: the SO(2) stack; the last layer carries its residual, W + 1.
-        width: channels of the focus.
-        terms: rank of the edge-node product.
-        max_degree: L.
-        max_order: M.
-        lift: rescale of the degrees l > M on the way back.
         neighbor: atom j of each edge.
         offsets: row_ptr as Python integers.
     """
 
     layers: tuple[Layer, ...]
-    width: int
-    terms: int
-    max_degree: int
-    max_order: int
-    lift: Float[Tensor, " lm"]
-    degree_of_lm: Int[Tensor, " lm"]
     neighbor: Int[Tensor, " edge"]
     offsets: Sequence[int]
-
-    @property
-    def sizes(self) -> list[int]:
-        """Degrees l = m..L of each order m."""
-        return [self.max_degree - order + 1 for order in range(self.max_order + 1)]
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of the edge frame."""
-        return self.sizes[0] + 2 * sum(self.sizes[1:])
-
-    @property
-    def n_lm(self) -> int:
-        """(L + 1)^2."""
-        return (self.max_degree + 1) ** 2
-
-    def frames(self) -> list[tuple[int, int, int, int]]:
-        """(order, rotation row, first frame row, last frame row) of m = 0, -1, +1, -2, ..."""
-        result, start = [], 0
-        for order, size in enumerate(self.sizes):
-            for row in (0,) if order == 0 else (2 * order - 1, 2 * order):
-                result.append((order, row, start, start + size))
-                start += size
-        return result
-
-    def sources(self, order: int) -> Int[Tensor, " lm"]:
-        """Which kernel column each lm reads: l - m (0 where l < m, the rotation is zero there)."""
-        return (self.degree_of_lm - order).clamp(min=0)
-
-    def kernel_spans(self) -> list[tuple[int, int]]:
-        """Columns of the kernel that belong to each order."""
-        spans, start = [], 0
-        for size in self.sizes:
-            spans.append((start, start + size * size * self.terms))
-            start += size * size * self.terms
-        return spans
 
 
 def edge_convolution(
@@ -130,11 +92,10 @@ class _EdgeConvolution(torch.autograd.Function):
         pre = [take((n_edges, total), node) for _ in range(gated)]
         gates = [take((n_edges, plan.max_degree * width), node) for _ in range(gated)]
         final = take((n_edges, total), node)
-        mask = _lift_mask(plan, node)
         node = node.contiguous()
         for first, last in chunks(plan.offsets, CHUNK_EDGES):
             edges = slice(plan.offsets[first], plan.offsets[last])
-            folded = _fold(kernel[edges], rows[edges], plan)
+            folded = fold(kernel[edges], rows[edges], plan)
             x = torch.bmm(folded, node.index_select(0, plan.neighbor[edges])).flatten(1)
             for t in range(gated):
                 layer, u, gate = plan.layers[t], pre[t][edges], gates[t][edges]
@@ -143,9 +104,9 @@ class _EdgeConvolution(torch.autograd.Function):
                     torch.mm(u[:, :width], layer.gate, out=gate).sigmoid_()
                 _add_activated(x, u, gate, layer, plan)
             _linear(x, plan.layers[-1], final[edges])
-            lift = _lift(rows[edges], mask, plan)
-            weighted = _weigh(final[edges], alpha[edges], plan)
-            _sum_centers(lift, weighted, out, plan, first, last)
+            lifted = lift(rows[edges], plan)
+            weighted = weigh(final[edges], alpha[edges], plan.n_rows)
+            _sum_centers(lifted, weighted, out, plan, first, last)
         ctx.save_for_backward(node, kernel, rows, alpha)
         ctx.plan, ctx.buffers = plan, (final, *pre, *gates)
         return out
@@ -163,11 +124,10 @@ class _EdgeConvolution(torch.autograd.Function):
         gradient = gradient.contiguous()
         d_node, d_kernel = torch.zeros_like(node), torch.zeros_like(kernel)  # padding stays zero
         d_rows, d_alpha = torch.zeros_like(rows), torch.zeros_like(alpha)
-        mask = _lift_mask(plan, node)
         for first, last in chunks(plan.offsets, CHUNK_EDGES):
             edges = slice(plan.offsets[first], plan.offsets[last])
             dx = _lift_backward(
-                gradient, final[edges], rows[edges], alpha[edges], mask, plan, (first, last),
+                gradient, final[edges], rows[edges], alpha[edges], plan, (first, last),
                 d_rows[edges], d_alpha[edges],
             )  # fmt: skip
             du = torch.empty_like(dx)
@@ -186,23 +146,6 @@ class _EdgeConvolution(torch.autograd.Function):
         return d_node, d_kernel, d_rows, d_alpha, None
 
 
-def _fold(kernel: Tensor, rows: Tensor, plan: Plan) -> Float[Tensor, "edge row term_lm"]:
-    """Kernel times rotation: entry [l', (r, l m')] = k[l', r, l] D^l_{m m'}."""
-    n_edges, width = kernel.shape[0], plan.terms * plan.n_lm
-    folded = kernel.new_empty(n_edges, plan.n_rows, width)
-    spans = plan.kernel_spans()
-    expanded: dict[int, Tensor] = {}
-    for order, row, first, last in plan.frames():
-        if order not in expanded:
-            start, stop = spans[order]
-            size = plan.sizes[order]
-            block = kernel[:, start:stop].unflatten(1, (size, plan.terms, size))
-            expanded[order] = block.index_select(3, plan.sources(order))
-        target = folded[:, first:last].unflatten(2, (plan.terms, plan.n_lm))
-        torch.mul(expanded[order], rows[:, None, None, row, : plan.n_lm], out=target)
-    return folded
-
-
 def _gather_backward(
     dx: Tensor,
     node: Tensor,
@@ -217,25 +160,11 @@ def _gather_backward(
     """Cotangents of the gather, of the kernel and of the rotation (added)."""
     neighbor = plan.neighbor[edges]
     rowed = dx.unflatten(1, (plan.n_rows, plan.width))
-    folded = _fold(kernel, rows, plan)
+    folded = fold(kernel, rows, plan)
     d_node.index_add_(0, neighbor, torch.bmm(folded.transpose(1, 2), rowed))
     d_folded = torch.bmm(rowed, node.index_select(0, neighbor).transpose(1, 2))
-    spans = plan.kernel_spans()
-    for order, row, first, last in plan.frames():
-        size, (start, stop) = plan.sizes[order], spans[order]
-        part = d_folded[:, first:last].unflatten(2, (plan.terms, plan.n_lm))
-        block = kernel[:, start:stop].unflatten(1, (size, plan.terms, size))
-        sources = plan.sources(order)
-        expanded = block.index_select(3, sources)
-        d_rows[:, row, : plan.n_lm] += (part * expanded).sum((1, 2))
-        d_expanded = part * rows[:, None, None, row, : plan.n_lm]
-        select = torch.zeros(plan.n_lm, size, dtype=kernel.dtype, device=kernel.device)
-        select[torch.arange(plan.n_lm, device=kernel.device), sources] = 1
-        d_block = (d_expanded @ select).flatten(1)
-        if row > 0 and row % 2 == 0:
-            d_kernel[:, start:stop] += d_block
-        else:
-            d_kernel[:, start:stop] = d_block
+    d_kernel.copy_(fold_to_kernel(d_folded, rows, plan))
+    d_rows[:, : 2 * plan.max_order + 1, : plan.n_lm] += fold_to_rows(d_folded, kernel, plan)
 
 
 def _linear(x: Tensor, layer: Layer, out: Tensor) -> None:
@@ -266,7 +195,7 @@ def _gated_parts(plan: Plan) -> list[tuple[int, int, int]]:
     """(first column, last column, first gate column) of the rows of degree l >= 1, by frame."""
     width = plan.width
     parts = []
-    for order, _, first, last in plan.frames():
+    for order, _, first, last in plan.frames:
         skip = 1 if order == 0 else 0
         if last - first > skip:
             gate = 0 if order == 0 else (order - 1) * width
@@ -302,37 +231,10 @@ def _activation_backward(
     return d_gate.mul_(gate).mul_(1 - gate)
 
 
-def _lift_mask(plan: Plan, like: Tensor) -> Float[Tensor, "row lm"]:
-    """sqrt((2l + 1) / (2M + 1)) where the frame row and lm share their degree, else 0."""
-    degree = torch.cat(
-        [
-            plan.max_degree + 1 - torch.arange(last - first, 0, -1)
-            for _, _, first, last in plan.frames()
-        ]
-    ).to(plan.degree_of_lm)
-    return (degree[:, None] == plan.degree_of_lm).to(like) * plan.lift
-
-
-def _lift(rows: Tensor, mask: Tensor, plan: Plan) -> Float[Tensor, "edge row lm"]:
-    """Rotation rows spread over the frame rows."""
-    lift = rows.new_empty(rows.shape[0], plan.n_rows, plan.n_lm)
-    for _, row, first, last in plan.frames():
-        torch.mul(rows[:, None, row, : plan.n_lm], mask[first:last], out=lift[:, first:last])
-    return lift
-
-
-def _weigh(x: Tensor, alpha: Tensor, plan: Plan) -> Tensor:
-    """Edge rows times the weight of their head."""
-    if alpha.shape[1] == 1:
-        return x * alpha
-    heads = x.unflatten(1, (plan.n_rows, alpha.shape[1], -1)) * alpha[:, None, :, None]
-    return heads.flatten(1)
-
-
-def _sum_centers(lift: Tensor, x: Tensor, out: Tensor, plan: Plan, first: int, last: int) -> None:
+def _sum_centers(lifted: Tensor, x: Tensor, out: Tensor, plan: Plan, first: int, last: int) -> None:
     """out_i = sum over the edges of i of lift^T x: one product per center."""
     base, n_rows = plan.offsets[first], plan.n_rows
-    left, right = lift.view(-1, plan.n_lm).T, x.view(-1, plan.width)
+    left, right = lifted.view(-1, plan.n_lm).T, x.view(-1, plan.width)
     for atom in range(first, last):
         start = (plan.offsets[atom] - base) * n_rows
         stop = (plan.offsets[atom + 1] - base) * n_rows
@@ -345,18 +247,17 @@ def _lift_backward(
     final: Tensor,
     rows: Tensor,
     alpha: Tensor,
-    mask: Tensor,
     plan: Plan,
     atoms: tuple[int, int],
     d_rows: Tensor,
     d_alpha: Tensor,
 ) -> Tensor:
     """Cotangent of the edge rows; that of the rotation is added, that of alpha written."""
-    lift = _lift(rows, mask, plan)
-    weighted = _weigh(final, alpha, plan)
-    d_weighted, d_lift = torch.empty_like(final), torch.empty_like(lift)
+    lifted = lift(rows, plan)
+    weighted = weigh(final, alpha, plan.n_rows)
+    d_weighted, d_lift = torch.empty_like(final), torch.empty_like(lifted)
     base, n_rows = plan.offsets[atoms[0]], plan.n_rows
-    flat_lift, flat_d_lift = lift.view(-1, plan.n_lm), d_lift.view(-1, plan.n_lm)
+    flat_lift, flat_d_lift = lifted.view(-1, plan.n_lm), d_lift.view(-1, plan.n_lm)
     flat_x, flat_dx = weighted.view(-1, plan.width), d_weighted.view(-1, plan.width)
     for atom in range(*atoms):
         start = (plan.offsets[atom] - base) * n_rows
@@ -364,9 +265,7 @@ def _lift_backward(
         if stop > start:
             torch.mm(flat_lift[start:stop], gradient[atom], out=flat_dx[start:stop])
             torch.mm(flat_x[start:stop], gradient[atom].T, out=flat_d_lift[start:stop])
-    d_lift *= mask
-    for _, row, first, last in plan.frames():
-        d_rows[:, row, : plan.n_lm] += d_lift[:, first:last].sum(1)
+    d_rows[:, : 2 * plan.max_order + 1, : plan.n_lm] += lift_to_rows(d_lift, plan)
     heads = (d_weighted * final).unflatten(1, (n_rows, alpha.shape[1], -1))
     d_alpha.copy_(heads.sum((1, 3)))
-    return _weigh(d_weighted, alpha, plan)
+    return weigh(d_weighted, alpha, plan.n_rows)

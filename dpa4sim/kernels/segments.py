@@ -12,43 +12,67 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def sum_outer(
     a: Float[Tensor, "edge p"], b: Float[Tensor, "edge q"], offsets: Sequence[int]
 ) -> Float[Tensor, "atom p q"]:
-    """Sum over the edges of each center of a (x) b; first derivatives only.
+    """Sum over the edges of each center of a (x) b; differentiable to any order.
 
     Args:
         offsets: row_ptr as Python integers.
     """
-    return _SumOuter.apply(a.contiguous(), b.contiguous(), offsets)
+    return _SumOuter.apply(a, b, offsets)
+
+
+def spread(
+    a: Float[Tensor, "edge p"], matrix: Float[Tensor, "atom p q"], offsets: Sequence[int]
+) -> Float[Tensor, "edge q"]:
+    """a_e times the matrix of its center; differentiable to any order."""
+    return _Spread.apply(a, matrix, offsets)
 
 
 class _SumOuter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, offsets: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.offsets = offsets
+        a, b = a.contiguous(), b.contiguous()
         out = a.new_zeros(len(offsets) - 1, a.shape[1], b.shape[1])
         a_t = a.T
         for atom, (start, stop) in enumerate(spans(offsets)):
             if stop > start:
                 torch.mm(a_t[:, start:stop], b[start:stop], out=out[atom])
-        ctx.save_for_backward(a, b)
-        ctx.offsets = offsets
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         a, b = ctx.saved_tensors
-        da, db = torch.zeros_like(a), torch.zeros_like(b)
-        gradient = gradient.contiguous()
-        for atom, (start, stop) in enumerate(spans(ctx.offsets)):
-            if stop > start:
-                torch.mm(b[start:stop], gradient[atom].T, out=da[start:stop])
-                torch.mm(a[start:stop], gradient[atom], out=db[start:stop])
+        needs_a, needs_b, _ = ctx.needs_input_grad
+        da = spread(b, gradient.transpose(1, 2), ctx.offsets) if needs_a else None
+        db = spread(a, gradient, ctx.offsets) if needs_b else None
         return da, db, None
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, matrix: Tensor, offsets: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(a, matrix)
+        ctx.offsets = offsets
+        a = a.contiguous()
+        out = a.new_zeros(len(a), matrix.shape[2])  # padding stays zero
+        for atom, (start, stop) in enumerate(spans(offsets)):
+            if stop > start:
+                torch.mm(a[start:stop], matrix[atom], out=out[start:stop])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        a, matrix = ctx.saved_tensors
+        needs_a, needs_matrix, _ = ctx.needs_input_grad
+        da = spread(gradient, matrix.transpose(1, 2), ctx.offsets) if needs_a else None
+        d_matrix = sum_outer(a, gradient, ctx.offsets) if needs_matrix else None
+        return da, d_matrix, None
 
 
 def spans(offsets: Sequence[int]) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges
@@ -45,6 +46,7 @@ class DPA4(nn.Module):
         super().__init__()
         self.config = config
         self.hand_written = True
+        self.prepared = self.recompute = False
         C, n_species = config.channels, len(config.species)
         node_degree = config.top_degree + config.extra_degree
         radial_exponent, self.edge_exponent = config.envelope_exponents
@@ -110,12 +112,18 @@ class DPA4(nn.Module):
         )
         x = self._embed(species, features, radial_vector, basis)
         for block in self.blocks:
-            x = block(x[:, : block.n_rows], features)
+            x = self._pass(block, x[:, : block.n_rows], features)
         descriptor = self.readout(x)
         energy = self.head(descriptor).double() + self.energy_shift[species]
         if self.bridge is not None:
             energy = energy + self._repulsion(species, edges, vector)
         return energy, descriptor
+
+    def _pass(self, block: nn.Module, x: Tensor, edges: EdgeFeatures) -> Tensor:
+        """One block; with `recompute` its activations are made again in the backward pass."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return block(x, edges)
+        return checkpoint(block, x, edges, use_reentrant=False, preserve_rng_state=False)
 
     def _edge_features(
         self,
@@ -158,9 +166,14 @@ class DPA4(nn.Module):
         return features, torch.cat([radial_vector, radial_vector * direction], 1), basis
 
     def _offsets(self, edges: Edges) -> tuple[int, ...] | None:
-        """row_ptr on the host where the hand-written kernels apply: CPU, frozen weights, eager."""
-        frozen = not self.species_table.requires_grad and not torch.compiler.is_compiling()
-        if not (self.hand_written and frozen and edges.center.device.type == "cpu"):
+        """row_ptr on the host where the hand-written kernels apply on the CPU.
+
+        Weights are frozen, or the network is prepared for training (train/compiled.py).
+        """
+        eager = self.hand_written and not torch.compiler.is_compiling()
+        if not (eager and edges.center.device.type == "cpu"):
+            return None
+        if not self.prepared and any(weight.requires_grad for weight in self.parameters()):
             return None
         return tuple(edges.row_ptr.tolist())
 

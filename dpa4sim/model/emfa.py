@@ -18,6 +18,9 @@ from torch.nn.functional import softplus
 
 from dpa4sim.config import DPA4Config
 from dpa4sim.kernels.edge_convolution import Plan, edge_convolution
+from dpa4sim.kernels.edge_training import Passes, TrainingPlan, convolve, slabs_of
+from dpa4sim.kernels.frame_products import FrameShape
+from dpa4sim.kernels.so2_training import StackShape
 from dpa4sim.model.edge_features import EdgeFeatures, FrameLayout
 from dpa4sim.model.edge_product import EdgeProduct, frame_matrix
 from dpa4sim.model.embedding import sum_edges
@@ -76,12 +79,28 @@ class EMFA(nn.Module):
                 config.message_grid_branches,
                 bias,
             )
-        self.has_kernel = bool(self.product.terms) and not (bias or config.so2_norm)
+        self.no_kernel_because = ""
+        if bias or config.so2_norm:
+            self.no_kernel_because = "biases" if bias else "SO(2) norms"
+        elif not self.product.terms:
+            self.no_kernel_because = "an edge product without a rank"
+        self.passes: Passes | None = None
+        self.product_dtype: torch.dtype | None = None
         lm = torch.tensor(degree_of_lm(max_degree))
         self.register_buffer("degree_of_lm", lm, persistent=False)
         layout = FrameLayout.build(max_degree, max_order)
         for name in ("degree", "order", "mask", "lift"):
             self.register_buffer(f"frame_{name}", getattr(layout, name), persistent=False)
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether the hand-written kernels cover this convolution's options."""
+        return not self.no_kernel_because
+
+    @property
+    def trains(self) -> bool:
+        """Whether the hand-written passes of training apply: installed, and weights to learn."""
+        return self.passes is not None and any(p.requires_grad for p in self.parameters())
 
     @property
     def layout(self) -> FrameLayout:
@@ -95,7 +114,7 @@ class EMFA(nn.Module):
         hidden = self.mix_in(x)
         scalars = hidden[:, 0].unflatten(1, (self.n_focus, self.width))
         weight = self._attention(scalars, edges) if self.n_heads else self._scatter(edges)
-        if edges.offsets is not None and self.has_kernel:
+        if self.trains or (self.has_kernel and edges.offsets is not None):
             message = self._messages_by_kernel(hidden, weight, edges)
         else:
             message = self._messages(hidden, weight, edges)
@@ -132,16 +151,20 @@ class EMFA(nn.Module):
     def _messages_by_kernel(
         self, hidden: Tensor, weight: Float[Tensor, "edge focus head"], edges: EdgeFeatures
     ) -> Float[Tensor, "atom lm focus_channel"]:
-        """The same by the hand-written kernel: first derivatives to geometry only."""
+        """The same by the hand-written kernels of training or of inference."""
         product, messages = self.product, []
         kernel = product.kernel(edges, self.profile_mix)
         parts = [product.node_features(hidden, focus) for focus in range(self.n_focus)]
         if self.n_focus > 1:
             scalars = torch.stack([product.scalars(kernel, part, edges) for part in parts], 1)
             weight = weight * self._competition(scalars)[:, :, None]
+        training = self._training_plan(self.passes, edges) if self.passes and self.trains else None
         for focus, part in enumerate(parts):
-            plan = self._plan(focus, edges)
-            messages.append(edge_convolution(part, kernel, edges.rows, weight[:, focus], plan))
+            inputs = part, kernel, edges.rows, weight[:, focus]
+            if training is not None:
+                messages.append(convolve(*inputs, self.stack.layers(focus), training))
+            else:
+                messages.append(edge_convolution(*inputs, self._plan(focus, edges)))
         return torch.cat(messages, -1)
 
     def _plan(self, focus: int, edges: EdgeFeatures) -> Plan:
@@ -156,6 +179,18 @@ class EMFA(nn.Module):
             degree_of_lm=self.degree_of_lm,
             neighbor=edges.neighbor,
             offsets=edges.offsets,
+        )
+
+    def _training_plan(self, passes: Passes, edges: EdgeFeatures) -> TrainingPlan:
+        product, C = self.product, self.width
+        L, M = product.max_degree, product.max_order
+        return TrainingPlan(
+            frame=FrameShape(C, product.terms, L, M, self.frame_lift, self.degree_of_lm),
+            stack=StackShape(C, L, M, self.product_dtype),
+            n_layers=self.stack.n_layers,
+            scaled=len(self.stack.scales) > 0,
+            passes=passes,
+            slabs=slabs_of(edges.center, edges.neighbor, edges.offsets),
         )
 
     def _scatter(self, edges: EdgeFeatures) -> Float[Tensor, "edge focus one"]:

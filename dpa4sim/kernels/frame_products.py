@@ -1,0 +1,240 @@
+"""Matrices of an edge: kernel times rotation (to the edge frame), and the rotation back.
+
+Both are products of two small tensors, so their derivatives are products of the same kind:
+`fold` with `fold_to_kernel` and `fold_to_rows`, `lift` with `lift_to_rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Folded = Float[Tensor, "edge row term_lm"]
+
+
+@dataclass(frozen=True)
+class FrameShape:
+    """Index tables of the edge frame.
+
+    Args:
+        width: channels of the focus.
+        terms: rank of the edge-node product.
+        max_degree: L.
+        max_order: M.
+        lift: rescale of the degrees l > M on the way back.
+    """
+
+    width: int
+    terms: int
+    max_degree: int
+    max_order: int
+    lift: Float[Tensor, " lm"]
+    degree_of_lm: Int[Tensor, " lm"]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Degrees l = m..L of each order m."""
+        return [self.max_degree - order + 1 for order in range(self.max_order + 1)]
+
+    @cached_property
+    def n_rows(self) -> int:
+        """Rows of the edge frame."""
+        return self.sizes[0] + 2 * sum(self.sizes[1:])
+
+    @cached_property
+    def n_lm(self) -> int:
+        """(L + 1)^2."""
+        return (self.max_degree + 1) ** 2
+
+    @cached_property
+    def frames(self) -> list[tuple[int, int, int, int]]:
+        """(order, rotation row, first frame row, last frame row) of m = 0, -1, +1, -2, ..."""
+        result, start = [], 0
+        for order, size in enumerate(self.sizes):
+            for row in (0,) if order == 0 else (2 * order - 1, 2 * order):
+                result.append((order, row, start, start + size))
+                start += size
+        return result
+
+    @cached_property
+    def spans(self) -> list[tuple[int, int]]:
+        """Columns of the kernel that belong to each order."""
+        spans, start = [], 0
+        for size in self.sizes:
+            spans.append((start, start + size * size * self.terms))
+            start += size * size * self.terms
+        return spans
+
+    @cached_property
+    def sources(self) -> list[Int[Tensor, " lm"]]:
+        """Which kernel column each lm reads: l - m (0 where l < m, the rotation is zero there)."""
+        return [(self.degree_of_lm - order).clamp(min=0) for order in range(self.max_order + 1)]
+
+    @cached_property
+    def selections(self) -> list[Float[Tensor, "lm column"]]:
+        """The same as matrices of zeros and ones."""
+        found = []
+        for size, source in zip(self.sizes, self.sources, strict=True):
+            columns = torch.arange(size, device=source.device)
+            found.append((source[:, None] == columns).to(self.lift.dtype))
+        return found
+
+    @cached_property
+    def mask(self) -> Float[Tensor, "row lm"]:
+        """sqrt((2l + 1) / (2M + 1)) where the frame row and lm share their degree, else 0."""
+        top = self.max_degree + 1
+        rows = [torch.arange(top - (last - first), top) for _, _, first, last in self.frames]
+        degree = torch.cat(rows).to(self.degree_of_lm)
+        return (degree[:, None] == self.degree_of_lm).to(self.lift) * self.lift
+
+
+def fold(
+    kernel: Float[Tensor, "edge column"], rows: Float[Tensor, "edge order lm_top"], s: FrameShape
+) -> Folded:
+    """Kernel times rotation: entry [l', (r, l m')] = k[l', r, l] D^l_{m m'}."""
+    folded = kernel.new_empty(len(kernel), s.n_rows, s.terms * s.n_lm)
+    expanded = [_expanded(kernel, order, s) for order in range(s.max_order + 1)]
+    for order, row, first, last in s.frames:
+        target = folded[:, first:last].unflatten(2, (s.terms, s.n_lm))
+        torch.mul(expanded[order], rows[:, None, None, row, : s.n_lm], out=target)
+    return folded
+
+
+def fold_to_kernel(
+    d_folded: Folded, rows: Float[Tensor, "edge order lm_top"], s: FrameShape
+) -> Float[Tensor, "edge column"]:
+    """Cotangent of the kernel through `fold`."""
+    parts: list[Tensor] = []
+    for order, row, first, last in s.frames:
+        part = d_folded[:, first:last].unflatten(2, (s.terms, s.n_lm))
+        product = part * rows[:, None, None, row, : s.n_lm]
+        if row > 0 and row % 2 == 0:
+            parts[order] += product
+        else:
+            parts.append(product)
+    pairs = zip(parts, s.selections, strict=True)
+    return torch.cat([(part @ select).flatten(1) for part, select in pairs], 1)
+
+
+def fold_to_rows(
+    d_folded: Folded, kernel: Float[Tensor, "edge column"], s: FrameShape
+) -> Float[Tensor, "edge order lm"]:
+    """Cotangent of the rotation rows through `fold`, for l <= L."""
+    expanded = [_expanded(kernel, order, s) for order in range(s.max_order + 1)]
+    found = kernel.new_empty(len(kernel), 2 * s.max_order + 1, s.n_lm)
+    for order, row, first, last in s.frames:
+        part = d_folded[:, first:last].unflatten(2, (s.terms, s.n_lm))
+        torch.sum(part * expanded[order], (1, 2), out=found[:, row])
+    return found
+
+
+def _expanded(kernel: Tensor, order: int, s: FrameShape) -> Float[Tensor, "edge row term lm"]:
+    """k[l', r, l] of an order, repeated over the m' of each l."""
+    start, stop = s.spans[order]
+    block = kernel[:, start:stop].unflatten(1, (s.sizes[order], s.terms, s.sizes[order]))
+    return block.index_select(3, s.sources[order])
+
+
+def lift(rows: Float[Tensor, "edge order lm_top"], s: FrameShape) -> Float[Tensor, "edge row lm"]:
+    """Rotation rows spread over the frame rows, rescaled."""
+    lifted = rows.new_empty(len(rows), s.n_rows, s.n_lm)
+    for _, row, first, last in s.frames:
+        torch.mul(rows[:, None, row, : s.n_lm], s.mask[first:last], out=lifted[:, first:last])
+    return lifted
+
+
+def lift_to_rows(
+    d_lift: Float[Tensor, "edge row lm"], s: FrameShape
+) -> Float[Tensor, "edge order lm"]:
+    """Cotangent of the rotation rows through `lift`, for l <= L."""
+    masked = d_lift * s.mask
+    return torch.stack([masked[:, first:last].sum(1) for _, _, first, last in s.frames], 1)
+
+
+def weigh(
+    x: Float[Tensor, "edge row_channel"], alpha: Float[Tensor, "edge head"], n_rows: int
+) -> Float[Tensor, "edge row_channel"]:
+    """Edge rows times the weight of their head."""
+    if alpha.shape[1] == 1:
+        return x * alpha
+    return (x.unflatten(1, (n_rows, alpha.shape[1], -1)) * alpha[:, None, :, None]).flatten(1)
+
+
+def contract_heads(
+    a: Float[Tensor, "edge row_channel"], b: Float[Tensor, "edge row_channel"], heads: int, n: int
+) -> Float[Tensor, "edge head"]:
+    """Sum of a b over rows and the channels of each head; cotangent of alpha through `weigh`."""
+    if heads == 1:
+        return torch.linalg.vecdot(a, b)[:, None]
+    return (a * b).unflatten(1, (n, heads, -1)).sum((1, 3))
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Consecutive edges: those of whole centers where sums are one product per center.
+
+    Args:
+        edges: which of all edges.
+        center: atom i of each.
+        neighbor: atom j of each.
+        spans: (atom, first edge, last edge) within the slab; None sums by index instead.
+    """
+
+    edges: slice
+    center: Int[Tensor, " edge"]
+    neighbor: Int[Tensor, " edge"]
+    spans: Sequence[tuple[int, int, int]] | None
+
+    def spread(
+        self, lifted: Float[Tensor, "edge row lm"], atoms: Float[Tensor, "atom lm channel"]
+    ) -> Float[Tensor, "edge row_channel"]:
+        """B_e p_i."""
+        if self.spans is None:
+            return torch.bmm(lifted, atoms.index_select(0, self.center)).flatten(1)
+        n_rows, n_lm = lifted.shape[1:]
+        out = lifted.new_empty(len(lifted) * n_rows, atoms.shape[2])
+        flat = lifted.view(-1, n_lm)
+        for atom, start, stop in self.spans:
+            rows = slice(start * n_rows, stop * n_rows)
+            torch.mm(flat[rows], atoms[atom], out=out[rows])
+        return out.view(len(lifted), -1)
+
+    def outer(
+        self, x: Float[Tensor, "edge row_channel"], atoms: Float[Tensor, "atom lm channel"]
+    ) -> Float[Tensor, "edge row lm"]:
+        """x_e p_i^T."""
+        n_lm, width = atoms.shape[1:]
+        if self.spans is None:
+            gathered = atoms.index_select(0, self.center).transpose(1, 2)
+            return torch.bmm(x.unflatten(1, (-1, width)), gathered)
+        n_rows = x.shape[1] // width
+        out = x.new_empty(len(x) * n_rows, n_lm)
+        flat = x.view(-1, width)
+        for atom, start, stop in self.spans:
+            rows = slice(start * n_rows, stop * n_rows)
+            torch.mm(flat[rows], atoms[atom].T, out=out[rows])
+        return out.view(len(x), n_rows, n_lm)
+
+    def collect(
+        self,
+        lifted: Float[Tensor, "edge row lm"],
+        x: Float[Tensor, "edge row_channel"],
+        out: Float[Tensor, "atom lm channel"],
+    ) -> None:
+        """out_i += sum_e B_e^T x_e."""
+        width = out.shape[2]
+        if self.spans is None:
+            out.index_add_(
+                0, self.center, torch.bmm(lifted.transpose(1, 2), x.unflatten(1, (-1, width)))
+            )
+            return
+        n_rows, n_lm = lifted.shape[1:]
+        left, right = lifted.view(-1, n_lm).T, x.view(-1, width)
+        for atom, start, stop in self.spans:
+            rows = slice(start * n_rows, stop * n_rows)
+            out[atom].addmm_(left[:, rows], right[rows])
