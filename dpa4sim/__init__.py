@@ -1,11 +1,13 @@
 """dpa4sim: the DPA4 interatomic potential as a batched engine.
 
 structures -> adapters -> Batch -> edges -> model -> Potential -> {relax, simulate}
+labelled structures -> data -> train -> Potential
 
 adapters/    the only place that speaks another project's vocabulary
 batch.py     Batch: many structures packed in flat tensors
 cli/         one file per verb
 config.py    DPA4Config: the options of the network
+data/        labelled structures on disk -> training batches
 edges.py     neighbour lists, edge vectors, CSR order
 errors.py    exceptions for the border, Status for systems in a batch
 lattice.py   algebra of cells and strains
@@ -14,6 +16,7 @@ pool/        the working set that systems pass through, and its checkpoints
 potential.py energy -> forces, stress; precision; save and load
 relax/       Batch -> relaxed Batch + Status
 simulate/    Batch -> trajectories
+train/       labelled data -> Potential
 units.py     the constants, once
 """
 
@@ -40,6 +43,7 @@ _HOME = {
     "read_trajectory": "simulate",
     "relax": "relax",
     "relax_each": "relax",
+    "train": "train",
 }
 
 __all__ = [
@@ -60,6 +64,7 @@ __all__ = [
     "read_trajectory",
     "relax",
     "relax_each",
+    "train",
 ]
 
 if TYPE_CHECKING:  # the same names for editors and type checkers
@@ -69,6 +74,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers
     from dpa4sim.potential import Potential, Prediction, load
     from dpa4sim.relax import Relaxed, RelaxResult, relax, relax_each
     from dpa4sim.simulate import MDRun, md, read_trajectory
+    from dpa4sim.train import train
 
 
 def __getattr__(name: str) -> Any:

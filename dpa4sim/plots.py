@@ -23,6 +23,13 @@ AXES = {
 }
 """What a panel shows, its unit, and factor and unit of its errors."""
 
+CURVES = {
+    "energy_mae": "energy MAE (meV/atom)",
+    "force_mae": "force MAE (meV/Å)",
+    "stress_mae": "stress MAE (GPa)",
+}
+"""Columns of train.csv that are drawn."""
+
 INK, FAINT, GRID = "#22272e", "#8b949e", "#e6e8eb"
 PALETTE = ("#4c6ef5", "#f76707", "#12b886", "#e64980", "#7950f2", "#868e96", "#fab005")
 DPI = 160
@@ -91,6 +98,42 @@ def draw_parity(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str |
         mae, rmse = np.abs(error).mean(), np.sqrt((error**2).mean())
         text = f"MAE {mae:.3g} {error_unit}\nRMSE {rmse:.3g} {error_unit}\n{len(error)} values"
         axes.text(0.04, 0.96, text, transform=axes.transAxes, va="top", fontsize=9, color=INK)
+    figure.savefig(path)
+
+
+def draw_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
+    """Errors of training and validation, and the learning rate, over the steps.
+
+    Args:
+        rows: those of train.csv, in its units.
+        path: .png, .pdf or .svg.
+    """
+    from matplotlib.figure import Figure
+
+    panels = [
+        (name, label)
+        for name, label in CURVES.items()
+        if any(np.isfinite(row[f"valid_{name}"]) for row in rows)
+    ]
+    figure = Figure(figsize=(4.2 * (len(panels) + 1), 3.6), dpi=DPI, layout="constrained")
+    *errors, last = np.ravel(figure.subplots(1, len(panels) + 1))
+    steps = [row["step"] for row in rows]
+    for axes, (name, label) in zip(errors, panels, strict=True):
+        _style(axes)
+        for kind, colour in (("train", FAINT), ("valid", PALETTE[0])):
+            values = [row[f"{kind}_{name}"] for row in rows]
+            text = {"train": "training, on the way", "valid": "validation, averaged weights"}[kind]
+            axes.plot(steps, values, color=colour, linewidth=1.6, marker=".", label=text)
+        axes.set(yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:.3g}")
+        axes.set_ylabel(label, color=INK)
+        axes.legend(frameon=False, fontsize=8.5)
+    _style(last)
+    last.plot(steps, [row["learning_rate"] for row in rows], color=PALETTE[1], marker=".")
+    last.set_ylabel("learning rate", color=INK)
+    for axes in (*errors, last):
+        axes.set_xlabel("step", color=INK)
     figure.savefig(path)
 
 

@@ -71,7 +71,7 @@ class Store:
         if self.directory.exists() and not self.directory.is_dir():
             raise ResumeError(f"{self.directory} is a file. Give the name of a folder.")
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = self._claim()
+        self._lock = claim(self.directory)
         try:
             if fresh and (self.directory / "run.json").exists():
                 self._forget()
@@ -122,18 +122,6 @@ class Store:
     def _part(self, number: int) -> Path:
         return self.directory / "results" / f"{number:05}.safetensors"
 
-    def _claim(self) -> Any:
-        handle = (self.directory / ".lock").open("w")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.close()
-            raise ResumeError(
-                f"{self.directory} is in use by another process. Wait for it, or give another "
-                "directory."
-            ) from error
-        return handle
-
     def _forget(self) -> None:
         """Remove what a run keeps here, `run.json` last, and nothing else."""
         shutil.rmtree(self.directory / "results", ignore_errors=True)
@@ -159,6 +147,23 @@ class Store:
                     f"{self.directory} was begun with {name} = {before.get(name)!r}, and now "
                     f"{name} = {asked.get(name)!r}. Give the same, or a new directory."
                 )
+
+
+def claim(directory: Path) -> Any:
+    """The lock of a directory, held until it is closed or the process ends.
+
+    Raises:
+        ResumeError: another process has it.
+    """
+    handle = (directory / ".lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise ResumeError(
+            f"{directory} is in use by another process. Wait for it, or give another directory."
+        ) from error
+    return handle
 
 
 class Silent:
@@ -249,7 +254,7 @@ def decode[Result](kind: type[Result], part: Snapshot) -> Iterator[Result]:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file that appears whole or not at all, and is on the disk when the block ends."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
         _sync(partial)

@@ -1,0 +1,150 @@
+"""What people read of a training run: the live line, train.csv, curves.png, parity.png."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dpa4sim.data.batch import LabelledBatch
+from dpa4sim.plots import draw_curves, draw_parity
+from dpa4sim.pool.checkpoint import whole
+from dpa4sim.potential import Potential
+from dpa4sim.train.loss import Errors
+from dpa4sim.units import GPA_PER_EV_A3
+
+SHOWN = {
+    "energy_mae": ("meV/atom", 1e3),
+    "energy_rmse": ("meV/atom", 1e3),
+    "force_mae": ("meV/Å", 1e3),
+    "force_rmse": ("meV/Å", 1e3),
+    "force_length": ("meV/Å", 1e3),
+    "virial_mae": ("meV/atom", 1e3),
+    "stress_mae": ("GPa", GPA_PER_EV_A3),
+    "stress_rmse": ("GPa", GPA_PER_EV_A3),
+}
+"""Unit and factor in which an error is shown."""
+
+COLUMNS = {
+    "step": "1",
+    "epoch": "1",
+    "learning_rate": "1",
+    "elapsed": "s",
+    "skipped": "1",
+    **{f"train_{name}": unit for name, (unit, _) in SHOWN.items()},
+    **{f"valid_{name}": unit for name, (unit, _) in SHOWN.items()},
+}
+"""Columns of train.csv and their units."""
+
+
+def shown(errors: dict[str, float], prefix: str = "") -> dict[str, float]:
+    """Errors in the units that are shown."""
+    return {prefix + name: SHOWN[name][1] * errors[name] for name in Errors.NAMES}
+
+
+class LiveLine:
+    """A line every few seconds on stderr: where the run stands and when it will end.
+
+    Args:
+        total: steps of the run.
+        every: seconds.
+        quiet: write nothing.
+    """
+
+    def __init__(self, total: int, every: float, quiet: bool):
+        self.total, self.every, self.quiet = total, every, quiet
+        self.last = self.begun = time.monotonic()
+        self.first: int | None = None
+        self.atoms = 0
+
+    def due(self) -> bool:
+        """Whether it is time for one."""
+        return not self.quiet and time.monotonic() - self.last >= self.every
+
+    def write(self, step: int, atoms: int, rate: float, errors: dict[str, float]) -> str:
+        """The line; errors are those since the last validation."""
+        now = time.monotonic()
+        speed = (atoms - self.atoms) / max(now - self.last, 1e-9)
+        if self.first is None:
+            self.first, self.begun = step, now
+        taken = step - self.first
+        left = "?" if not taken else clock((now - self.begun) / taken * (self.total - step))
+        line = (
+            f"step {step}/{self.total}  {in_short(errors)}  lr {rate:.2g}  {speed:,.0f} atoms/s  "
+            f"{memory_gib():.1f} GiB  {left} left"
+        )
+        self.last, self.atoms = now, atoms
+        self.say(line)
+        return line
+
+    def pause(self, atoms: int) -> None:
+        """What took time until now was no step."""
+        self.last, self.atoms = time.monotonic(), atoms
+
+    def say(self, line: str) -> None:
+        """A line on stderr."""
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+
+def in_short(errors: dict[str, float]) -> str:
+    """Mean errors of energy, forces and stress, of those that have labels."""
+    values = shown(errors)
+    words = [
+        f"{letter} {values[name]:.4g} {SHOWN[name][0]}"
+        for letter, name in (("E", "energy_mae"), ("F", "force_mae"), ("S", "stress_mae"))
+        if not math.isnan(values[name])
+    ]
+    return "  ".join(words)
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def memory_gib() -> float:
+    """Largest memory so far: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def write_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
+    """curves.png: errors and learning rate over the steps."""
+    with whole(path) as partial:
+        draw_curves(rows, partial)
+
+
+def write_parity(potential: Potential, batches: Iterable[LabelledBatch], path: Path) -> None:
+    """parity.png: prediction over label for the validation frames."""
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def add(name: str, label: torch.Tensor, value: torch.Tensor) -> None:
+        known = label.isfinite()
+        if known.any():
+            pairs.setdefault(name, []).append(
+                (label[known].cpu().numpy(), value[known].cpu().numpy())
+            )
+
+    for labelled in batches:
+        labelled = labelled.to(potential.device)
+        prediction = potential(labelled.batch)
+        size = labelled.batch.n_atoms
+        add("energy", labelled.energy / size, prediction.energy / size)
+        add("forces", labelled.forces, prediction.forces)
+        add("stress", labelled.stress, prediction.stress)
+    panels = {
+        name: (np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found]))
+        for name, found in pairs.items()
+    }
+    with whole(path) as partial:
+        draw_parity(panels, partial)

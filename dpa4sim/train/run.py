@@ -1,0 +1,375 @@
+"""train(): labelled frames -> Potential, in a run directory that survives kill -9."""
+
+from __future__ import annotations
+
+import copy
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpa4sim import __version__
+from dpa4sim.data.sampler import EdgeBudget
+from dpa4sim.errors import ConfigError, DataError
+from dpa4sim.model import DPA4
+from dpa4sim.potential import Potential, load
+from dpa4sim.train.average import WeightAverage
+from dpa4sim.train.build import Split, build, open_split, schedule_of
+from dpa4sim.train.compiled import matmul_precision, prepare
+from dpa4sim.train.directory import RunDirectory, Table, read_state
+from dpa4sim.train.feed import Feed
+from dpa4sim.train.loop import LOOK_EVERY, Trainer
+from dpa4sim.train.loss import Errors
+from dpa4sim.train.muon import HybridMuon, parameter_groups
+from dpa4sim.train.ranks import Ranks
+from dpa4sim.train.report import COLUMNS, LiveLine, in_short, shown, write_curves, write_parity
+from dpa4sim.train.settings import Settings, read_settings
+from dpa4sim.train.validation import batches_of, merit, validation_errors
+
+PARITY_ATOMS = 20_000
+"""Validation atoms that parity.png shows at most."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Args:
+        directory: where everything is.
+        potential: averaged weights with the best validation.
+        errors: of `potential` on the validation frames; units of `train.report.SHOWN`.
+        steps: that were taken.
+        skipped: steps whose loss was not finite.
+    """
+
+    directory: Path
+    potential: Potential
+    errors: dict[str, float]
+    steps: int
+    skipped: int
+
+
+def train(
+    settings: str | Path | Mapping[str, Any],
+    *,
+    directory: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    progress: bool | None = None,
+) -> TrainResult:
+    """Train a network, or go on with a run that was interrupted.
+
+    Args:
+        settings: a TOML file or plain values; see `train.settings.Settings`.
+        directory: of the run; without it, the TOML file's name without its ending.
+        overrides: "table.key=value".
+        progress: False writes nothing to stderr.
+
+    Raises:
+        ConfigError: settings that cannot be used.
+        DataError: frames or labels that cannot be used, or too many steps in a row with a loss
+            that is not finite.
+        ResumeError: the directory was begun with something else, or is damaged.
+    """
+    if directory is None:
+        if isinstance(settings, Mapping):
+            raise ConfigError("Settings from Python need a folder: train(..., directory='run').")
+        directory = Path(settings).with_suffix("")
+    asked, path = read_settings(settings, overrides), Path(directory)
+    ranks = Ranks.join(asked.run.device, asked.data.batches_per_step)
+    parts = open_split(asked)
+    quiet = progress is False or not ranks.writes
+    place = None
+    if ranks.writes:
+        hashes = [part.store.content_hash for part in parts]
+        place = RunDirectory(path, asked, dict(zip(("train", "valid"), hashes, strict=True)))
+    try:
+        with deterministic(asked.run.deterministic), asked_to_end() as ending:
+            return TrainingRun(asked, *parts, ranks, path, place, quiet).go(ending)
+    finally:
+        if place is not None:
+            place.close()
+
+
+class TrainingRun:
+    """One run from where its directory stands to its end.
+
+    Args:
+        path: the run directory.
+        place: its files; None in a process that writes none.
+        quiet: say nothing on stderr.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        train_set: Split,
+        valid_set: Split,
+        ranks: Ranks,
+        path: Path,
+        place: RunDirectory | None,
+        quiet: bool,
+    ):
+        self.settings, self.ranks, self.path, self.place = settings, ranks, path, place
+        self.train_set, self.valid_set = train_set, valid_set
+        self.device = ranks.device(settings.run.device)
+        self.plain = build(settings, train_set, valid_set)
+        self.trainer = self._trainer(self.plain.to(self.device))
+        self.live = LiveLine(settings.run.steps, settings.run.log_every_s, quiet)
+        self.table = Table(path / "train.csv", COLUMNS)
+        self.best, self.elapsed = math.inf, 0.0
+        self.begun = time.monotonic()
+        self._resume()
+
+    def go(self, ending: Ending) -> TrainResult:
+        """Every step that is left, validations, checkpoints; then the report."""
+        self._say(self._introduction())
+        every, total = self.settings.run.validate_every, self.settings.run.steps
+        saved = time.monotonic()
+        for step in self.trainer.steps():
+            if self.live.due():
+                self._line(step)
+            if step % LOOK_EVERY == 0:
+                self._look()
+            if step == total or (every and step % every == 0):
+                self._validate(step)
+            due = time.monotonic() - saved >= self.settings.run.checkpoint_every_s
+            over = self._together(step) and self.ranks.any(bool(ending.signal))
+            if due or over or step == total:
+                self._checkpoint()
+                saved = time.monotonic()
+            if over:
+                self._say(f"asked to end at step {step}; the same command goes on from here")
+                raise SystemExit(128 + (ending.signal or signal.SIGTERM))
+        return self._finish()
+
+    def _trainer(self, model: DPA4) -> Trainer:
+        asked, run = self.settings, self.settings.run
+        compiled = self.device.type == "cuda" if run.compile is None else run.compile
+        half = torch.bfloat16 if run.autocast else None
+        model = prepare(model, compile=compiled, products=half, recompute=run.recompute)
+        model.train()
+        muon = asked.optimizer.name == "hybrid_muon"
+        groups = parameter_groups(
+            model, lr=asked.optimizer.lr, weight_decay=asked.optimizer.weight_decay, muon=muon
+        )
+        optimizer = HybridMuon(groups, lr=asked.optimizer.lr, magma=asked.optimizer.magma)
+        store, frames = self.train_set.store, self.train_set.frames
+        edges = store.n_edges(model.config.cutoff)[frames]
+        sampler = EdgeBudget(
+            edges,
+            store.n_atoms[frames],
+            max_edges=asked.data.max_edges or int(edges.sum()) + len(frames),
+            max_atoms=asked.data.max_atoms or None,
+            multiple=asked.data.batches_per_step,
+            seed=run.seed,
+        )
+        rows = torch.full((120,), -1)
+        rows[list(model.config.atomic_numbers)] = torch.arange(len(model.config.species))
+        return Trainer(
+            model,
+            rows.to(self.device),
+            optimizer,
+            schedule_of(optimizer, asked.schedule, asked.optimizer.lr, run.steps),
+            WeightAverage(model, asked.optimizer.average),
+            Feed(
+                store,
+                frames,
+                sampler,
+                batches_per_step=asked.data.batches_per_step,
+                ranks=self.ranks,
+                device=self.device,
+            ),
+            asked,
+            self.ranks,
+            lambda: matmul_precision(run.matmul),
+        )
+
+    def _resume(self) -> None:
+        """Where the directory stands; every process reads the same file."""
+        state = None
+        if self.place is not None:
+            state = self.place.load()
+            self.table.rewind(0 if state is None else state["trainer"]["done"])
+        self.ranks.wait()
+        if self.ranks.world > 1 and self.place is None:
+            state = read_state(self.path)
+        if state is not None:
+            self.trainer.load_state(state["trainer"])
+            self.best, self.elapsed = state["best"], state["elapsed"]
+
+    def _checkpoint(self) -> None:
+        if self.place is None:
+            return
+        self._averaged().save(self.path / "last.safetensors")
+        elapsed = self.elapsed + time.monotonic() - self.begun
+        state = {"trainer": self.trainer.state(), "best": self.best, "elapsed": elapsed}
+        self.place.save(state)
+
+    def _together(self, step: int) -> bool:
+        """Whether processes ask each other at this step; one alone asks itself at any."""
+        return self.ranks.world == 1 or step % LOOK_EVERY == 0
+
+    def _look(self) -> None:
+        """Stop when too many steps in a row were skipped, and say where the frames come from."""
+        frames = self.trainer.too_many_skipped()
+        if not frames:
+            return
+        store = self.train_set.store
+        names = sorted({store.where(int(row)) for group in frames for row in group})
+        shown_names = "; ".join(names[:5]) + (f"; {len(names) - 5} more" if names[5:] else "")
+        raise DataError(
+            f"The loss or its gradient was not finite in {len(frames)} steps in a row. They had "
+            f"these frames: {shown_names}. Look at them with dpa4sim data check, or lower "
+            "optimizer.lr."
+        )
+
+    def _validate(self, step: int) -> None:
+        """A row of train.csv, curves.png, and the best weights so far."""
+        potential = self._averaged()
+        found = validation_errors(potential, self.valid_set, self.ranks)
+        trained = self.trainer.errors
+        self.ranks.sum(trained.sums)
+        self.ranks.sum(trained.labels)
+        row = {
+            "step": step,
+            "epoch": self.trainer.cursor.epoch,
+            "learning_rate": self.trainer.rate,
+            "elapsed": self.elapsed + time.monotonic() - self.begun,
+            "skipped": float(self.trainer.guard.total),
+            **shown(trained.read(), "train_"),
+            **shown(found, "valid_"),
+        }
+        self.trainer.errors = Errors(self.device)
+        score = merit(found, self.settings)
+        better, self.best = score < self.best, min(score, self.best)
+        if self.place is None:
+            return
+        self.table.add(row)
+        write_curves(self.table.rows, self.path / "curves.png")
+        if better:
+            potential.card["validation"] = {"step": step, **shown(found)}
+            potential.save(self.path / "best.safetensors")
+        note = "  the best so far" if better else ""
+        self._say(f"validation at step {step}:  {in_short(found)}{note}")
+        self.live.pause(self.trainer.atoms)
+
+    def _averaged(self) -> Potential:
+        """The averaged weights as a model of its own."""
+        model = copy.deepcopy(self.trainer.model)
+        self.trainer.average.copy_to(model)
+        record = {"steps": self.trainer.done, "settings": self.settings.to_dict()}
+        card = {"training": record, "made_with": f"dpa4sim {__version__}"}
+        if self.settings.finetune.lora_rank:
+            from dpa4sim.train.lora import fold
+
+            model = fold(model)
+        return Potential(model, card=card, device=self.device, dtype=self.settings.run.dtype)
+
+    def _finish(self) -> TrainResult:
+        self.ranks.wait()
+        dtype = self.settings.run.dtype
+        best = load(self.path / "best.safetensors", device=self.device, dtype=dtype)
+        errors = dict(best.card["validation"])
+        result = TrainResult(
+            self.path, best, errors, self.trainer.done, int(self.trainer.guard.total)
+        )
+        if self.place is not None:
+            write_parity(best, batches_of(self.valid_set, PARITY_ATOMS), self.path / "parity.png")
+            self.place.write_json("report.json", self._report(result))
+            self._say(f"done: {self.path}")
+        return result
+
+    def _report(self, result: TrainResult) -> dict[str, Any]:
+        elapsed = self.elapsed + time.monotonic() - self.begun
+        return {
+            "validation": result.errors,
+            "steps": result.steps,
+            "skipped_steps": result.skipped,
+            "elapsed_s": elapsed,
+            "parameters": sum(p.numel() for p in result.potential.model.parameters()),
+            "training_frames": len(self.train_set.frames),
+            "validation_frames": len(self.valid_set.frames),
+            "processes": self.ranks.world,
+            "device": device_name(self.device),
+            "versions": {"dpa4sim": __version__, "torch": torch.__version__},
+            "settings": self.settings.to_dict(),
+        }
+
+    def _introduction(self) -> str:
+        model = self.trainer.model
+        weights = sum(p.numel() for p in self.trainer.parameters)
+        from_step = f", going on from step {self.trainer.done}" if self.trainer.done else ""
+        return (
+            f"{len(self.train_set.frames)} training and {len(self.valid_set.frames)} validation "
+            f"frames, {len(model.config.species)} species, {weights} weights in training, "
+            f"{device_name(self.device)}{from_step}"
+        )
+
+    def _line(self, step: int) -> None:
+        trainer = self.trainer
+        line = self.live.write(step, trainer.atoms, trainer.rate, trainer.errors.read())
+        if self.place is not None:
+            self.place.say(line)
+
+    def _say(self, line: str) -> None:
+        if self.place is not None:
+            self.place.say(line)
+        self.live.say(line)
+
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass
+class Ending:
+    """Whether somebody asked the process to end, and by which signal."""
+
+    signal: int = 0
+
+
+@contextmanager
+def asked_to_end() -> Iterator[Ending]:
+    """SIGTERM and the first Ctrl-C let a step end and make a checkpoint; a second one does not."""
+    ending = Ending()
+    if threading.current_thread() is not threading.main_thread():
+        yield ending
+        return
+
+    def note(number: int, _: object) -> None:
+        ending.signal = number
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in STOPPING}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield ending
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Sums in a fixed order on CUDA, for the length of the block."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

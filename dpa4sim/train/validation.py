@@ -1,0 +1,56 @@
+"""How good a model is on frames that it was not trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+import numpy as np
+
+from dpa4sim.data.batch import LabelledBatch
+from dpa4sim.potential import Potential
+from dpa4sim.train.build import Split
+from dpa4sim.train.loss import Errors, Weights, compared
+from dpa4sim.train.ranks import Ranks
+from dpa4sim.train.settings import Settings
+
+BATCH_ATOMS = 500
+"""Atoms that are evaluated together."""
+
+
+def batches_of(part: Split, atoms: int | None = None) -> Iterator[LabelledBatch]:
+    """The frames in their order, on the host.
+
+    Args:
+        atoms: stop before there are more than so many.
+    """
+    total = np.cumsum(part.store.n_atoms[part.frames])
+    frames = part.frames if atoms is None else part.frames[total <= max(atoms, total[0])]
+    cuts = np.flatnonzero(np.diff(total[: len(frames)] // BATCH_ATOMS)) + 1
+    for group in np.split(frames, cuts):
+        yield part.store.batch(group)
+
+
+def validation_errors(potential: Potential, part: Split, ranks: Ranks) -> dict[str, float]:
+    """Mean errors over the frames of all processes."""
+    errors = Errors(potential.device)
+    for labelled in islice(batches_of(part), ranks.rank, None, ranks.world):
+        labelled = labelled.to(potential.device)
+        prediction = potential(labelled.batch)
+        virial = prediction.stress * labelled.batch.volume[:, None, None]
+        errors.add(compared(labelled, prediction.energy, prediction.forces, virial))
+    ranks.sum(errors.sums)
+    ranks.sum(errors.labels)
+    return errors.read()
+
+
+def merit(errors: Mapping[str, float], settings: Settings) -> float:
+    """Eq. 70 of mean errors with the last weights: which of two models is better."""
+    weights = Weights.at(settings.loss, 0.0)
+    terms = (
+        (weights.energy, errors["energy_mae"]),
+        (weights.force, errors["force_length"]),
+        (weights.virial, errors["virial_mae"]),
+    )
+    return sum(weight * value for weight, value in terms if weight and not math.isnan(value))
