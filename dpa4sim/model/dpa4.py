@@ -161,6 +161,7 @@ class DPA4(nn.Module):
                 weight, edges.center, n_atoms, config.epsilon if self.legacy else DEGREE_FLOOR
             ),
             offsets=self._offsets(edges),
+            learning=any(weight.requires_grad for weight in self.parameters()),
         )
         radial_vector = (features.gated_weight / length)[:, None]
         return features, torch.cat([radial_vector, radial_vector * direction], 1), basis

@@ -27,6 +27,8 @@ class EdgeFeatures:
         gate: eta_j of each edge's neighbour (Eq. 5); None without a bridging window.
         degree_scale: n_i (Eq. 9).
         offsets: row_ptr as Python integers where the hand-written CPU kernels are used.
+        learning: some weight of the network is in training, be it of another block: forces will
+            be differentiated again.
     """
 
     center: Int[Tensor, " edge"]
@@ -40,6 +42,7 @@ class EdgeFeatures:
     gate: Float[Tensor, " edge"] | None
     degree_scale: Float[Tensor, " atom"]
     offsets: tuple[int, ...] | None = None
+    learning: bool = False
 
     def project(
         self, weight: Float[Tensor, "degree channel column"]

@@ -98,11 +98,6 @@ class EMFA(nn.Module):
         return not self.no_kernel_because
 
     @property
-    def trains(self) -> bool:
-        """Whether the hand-written passes of training apply: installed, and weights to learn."""
-        return self.passes is not None and any(p.requires_grad for p in self.parameters())
-
-    @property
     def layout(self) -> FrameLayout:
         """Index tables of the edge frame on this module's device."""
         return FrameLayout(self.frame_degree, self.frame_order, self.frame_mask, self.frame_lift)
@@ -114,7 +109,8 @@ class EMFA(nn.Module):
         hidden = self.mix_in(x)
         scalars = hidden[:, 0].unflatten(1, (self.n_focus, self.width))
         weight = self._attention(scalars, edges) if self.n_heads else self._scatter(edges)
-        if self.trains or (self.has_kernel and edges.offsets is not None):
+        trains = edges.learning and self.passes is not None
+        if trains or (self.has_kernel and edges.offsets is not None and not edges.learning):
             message = self._messages_by_kernel(hidden, weight, edges)
         else:
             message = self._messages(hidden, weight, edges)
@@ -158,7 +154,9 @@ class EMFA(nn.Module):
         if self.n_focus > 1:
             scalars = torch.stack([product.scalars(kernel, part, edges) for part in parts], 1)
             weight = weight * self._competition(scalars)[:, :, None]
-        training = self._training_plan(self.passes, edges) if self.passes and self.trains else None
+        training = None
+        if edges.learning and self.passes is not None:
+            training = self._training_plan(self.passes, edges)
         for focus, part in enumerate(parts):
             inputs = part, kernel, edges.rows, weight[:, focus]
             if training is not None:

@@ -132,7 +132,7 @@ class Run:
         dtype: of weights and features; energies are summed in float64.
         compile: the SO(2) stacks by TorchInductor; left out: on CUDA only.
         matmul: precision of float32 matrix products (torch.set_float32_matmul_precision).
-        autocast: blocks in bfloat16.
+        autocast: operands of the SO(2) stacks' matrix products in bfloat16, all else in `dtype`.
         recompute: keep no activations of the blocks, compute them again for the backward pass.
         deterministic: sums on CUDA in a fixed order, so that a resumed run is bit for bit equal.
         validate_every: steps between two validations; 0 only at the end.
