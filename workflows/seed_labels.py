@@ -1,300 +1,350 @@
-"""Label the seed structures with CHGNet and store them in one HDF5 file.
+"""Label the training structures with CHGNet.
 
-    python workflows/seed_labels.py OUTPUT_DIRECTORY [--seed 0] [--limit N] [--merge-only]
+    python workflows/seed_labels.py LABELS [--worker 0 --workers 2] [--limit N] [--seed 0]
+    dpa4sim data convert LABELS/*/train.extxyz -o workflows/train/universal_train.h5
+    dpa4sim data convert LABELS/*/valid.extxyz -o workflows/train/universal_valid.h5
+    dpa4sim data convert LABELS/*/test.extxyz -o workflows/train/universal_test.h5
 
-Runs in an environment that has chgnet (0.4.2, weights inside the package).  The labels are CHGNet
-labels, not DFT.  Compounds are worked off in chunks of 20: coarse volume scan, short cell
-relaxation, perturbed frames, labels.  Running the command again resumes with the compounds that
-no chunk on disk has; the merge writes `seed.h5` from the chunks that are there.
+The first command runs in an environment that has chgnet (0.4.2, weights inside the package), once
+per processor core with another --worker.  The labels are CHGNet labels, not DFT.  Compounds are
+worked off in chunks of `CHUNK`: volume scan, short relaxation, perturbed frames, for some a short
+dynamics.  What the scan and the relaxation ask of CHGNet is kept as well.  A chunk is a folder that
+appears when it is complete; running the command again goes on with those that are missing.
 """
 
 import argparse
+import shutil
 import sys
-import time
 import warnings
-from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
-import torch
 from ase import Atoms
-from ase.data import chemical_symbols
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import FrechetCellFilter
-from ase.neighborlist import neighbor_list
+from ase.io import write
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import BFGS
-from ase.units import GPa
-from chgnet.model import CHGNet, CHGNetCalculator
+from ase.stress import full_3x3_to_voigt_6_stress
+from ase.units import GPa, fs
 from pymatgen.io.ase import AseAtomsAdaptor
-from seed_data import Compound, perturbed_frames, seed_compounds, shortest_contact
+from seed_data import Compound, seed_compounds
+from seed_frames import (
+    LARGE,
+    MIN_CONTACT,
+    marked,
+    perturbed_frames,
+    random_supercell,
+    scale_volume,
+    shortest_contact,
+    stretched_frames,
+    thermal,
+)
+from tqdm import tqdm
 
-CHUNK = 20  # compounds per file
+CHUNK = 20  # compounds in a folder
 BATCH = 8  # structures per CHGNet call, the fastest on one CPU core
 MAX_FORCE = 30.0  # eV/Å
-SCAN = np.linspace(0.90, 1.14, 9)  # linear scale factors of the first volume scan
-SCANS = 3  # scan windows at most, each up to 23 % longer lattice vectors than the one before
-RELAX_STEPS = 16
+MAX_STRESS = 0.6  # eV/Å^3, some 100 GPa: beyond, CHGNet has seen nothing either
+SCAN = np.geomspace(0.7, 1.6, 5)  # volume factors about the cell that radii suggest
+WIDE_SCAN = np.geomspace(0.6, 1.8, 9)  # of elements, whose softest double their volume
+MORE = 1.23 ** np.arange(1, 4)  # beyond either end, where the lowest energy lies there
+KEPT = 4  # points of a scan that are kept, of a compound; all of an element
+RELAX_STEPS = 8
 RELAX_FMAX = 0.05  # eV/Å
-LABELS = "CHGNet 0.3.0 weights of chgnet 0.4.2"
+DYNAMICS_SHARE = 0.25  # of the compounds
+DYNAMICS_STEPS = 12  # of 3 fs; a frame is kept of each half
+TIME_STEP = 3 * fs
 
-Frame = dict[str, Any]
-
-
-def predict(model: CHGNet, frames: list[Atoms], task: str) -> list[dict[str, np.ndarray] | None]:
-    """CHGNet on a list of structures, batched by size; None where an atom has no neighbour."""
-    graphs = []
-    for atoms in frames:
-        try:
-            graphs.append(model.graph_converter(AseAtomsAdaptor.get_structure(atoms)))
-        except ValueError:
-            graphs.append(None)
-    usable = [index for index, graph in enumerate(graphs) if graph is not None]
-    usable.sort(key=lambda index: len(frames[index]))
-    answers: list[dict[str, np.ndarray] | None] = [None] * len(frames)
-    for start in range(0, len(usable), BATCH):
-        part = usable[start : start + BATCH]
-        batch = model.predict_graph([graphs[index] for index in part], task=task, batch_size=BATCH)
-        for index, answer in zip(part, [batch] if len(part) == 1 else batch, strict=True):
-            answers[index] = answer
-    return answers
+type Teacher = Callable[[list[Atoms]], list[Atoms | None]]
+"""Structures -> the same with energy (eV), forces, stress; None where there is no answer."""
 
 
-def scaled(atoms: Atoms, factor: float) -> Atoms:
-    """The same crystal with its lattice vectors multiplied by `factor`."""
-    copy = atoms.copy()
-    copy.set_cell(atoms.cell[:] * factor, scale_atoms=True)
-    return copy
+def chgnet_teacher() -> Teacher:
+    """CHGNet on one processor core."""
+    import torch
+    from chgnet.model import CHGNet
 
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    model = CHGNet.load(use_device="cpu", verbose=False)
 
-def best_volumes(model: CHGNet, compounds: list[Compound]) -> list[Atoms | None]:
-    """The lowest point of an isotropic energy scan, refined by a parabola; None without minimum.
-
-    The scan moves on to larger cells, `SCANS` times at most, where the largest one is the lowest.
-    """
-    chosen: list[Atoms | None] = [None] * len(compounds)
-    pending = list(range(len(compounds)))
-    for factors in (SCAN * (SCAN[-1] / SCAN[1]) ** shift for shift in range(SCANS)):
-        starts = [scaled(compounds[index].atoms, f) for index in pending for f in factors]
-        answers = predict(model, starts, "e")
-        energies = np.array([np.nan if a is None else float(a["e"]) for a in answers])
-        higher = []
-        for index, energy in zip(pending, energies.reshape(-1, len(factors)), strict=True):
-            if np.isnan(energy).any():
+    def teach(frames: list[Atoms]) -> list[Atoms | None]:
+        graphs = {}
+        for index in sorted(range(len(frames)), key=lambda index: len(frames[index])):
+            try:
+                graphs[index] = model.graph_converter(AseAtomsAdaptor.get_structure(frames[index]))
+            except (ValueError, RuntimeError):  # an atom without neighbours, or with too many
                 continue
-            if energy.argmin() == len(factors) - 1:
-                higher.append(index)
-                continue
-            chosen[index] = scaled(compounds[index].atoms, parabola_minimum(factors, energy))
-        pending = higher
-    return chosen
+        listed = list(graphs.values())
+        answers = model.predict_graph(listed, task="efs", batch_size=BATCH) if listed else []
+        by_index = dict(zip(graphs, [answers] if len(listed) == 1 else answers, strict=True))
+        return [
+            labelled(frame, by_index[index]) if index in by_index else None
+            for index, frame in enumerate(frames)
+        ]
+
+    return teach
 
 
-def parabola_minimum(factors: np.ndarray, energy: np.ndarray) -> float:
-    """The minimum of the parabola through the lowest point and its neighbours, in the range."""
-    low = int(np.clip(energy.argmin(), 1, len(factors) - 2))
-    curve = np.polyfit(factors[low - 1 : low + 2], energy[low - 1 : low + 2], 2)
-    factor = -curve[1] / (2 * curve[0]) if curve[0] > 0 else factors[low]
-    return float(np.clip(factor, factors[0] - 0.03, factors[-1]))
-
-
-def relax_cell(
-    calculator: CHGNetCalculator, atoms: Atoms, steps: int, fmax: float
-) -> tuple[Atoms, bool]:
-    """Relax cell and positions with BFGS; returns the last structure and whether it converged.
+def labelled(atoms: Atoms, answer: dict[str, np.ndarray]) -> Atoms | None:
+    """A frame with CHGNet's answer in eV and Å, stress positive under tension; None if not finite.
 
     Args:
-        fmax: largest force, and largest cell gradient per atom (eV/Å).
+        answer: e in eV/atom, f in eV/Å, s in GPa.
     """
-    moving = atoms.copy()
-    moving.calc = calculator
-    try:
-        converged = bool(
-            BFGS(FrechetCellFilter(moving), logfile=None, maxstep=0.1).run(fmax=fmax, steps=steps)
-        )
-    except (ValueError, np.linalg.LinAlgError):
-        return atoms.copy(), False
-    return Atoms(moving.numbers, moving.positions, cell=moving.cell, pbc=True), converged
-
-
-def compound_frames(
-    calculator: CHGNetCalculator, compound: Compound, start: Atoms, seed: int
-) -> list[Atoms]:
-    """The perturbed frames of the relaxed compound, and two frames of a long way down to it."""
-    path: dict[str, Atoms] = {}
-    end, converged = relax_cell(calculator, start, RELAX_STEPS // 4, RELAX_FMAX)
-    if not converged:
-        path = {"start": start.copy(), "path": end.copy()}
-        end, _ = relax_cell(calculator, end, RELAX_STEPS, RELAX_FMAX)
-    if not 0.5 < end.get_volume() / start.get_volume() < 1.6 or shortest_contact(end) < 0.6:
-        end = start
-    for kind, atoms in path.items():
-        atoms.info = {"kind": kind}
-    rng = np.random.default_rng([seed, *compound.label.encode()])
-    return [*perturbed_frames(end, rng), *path.values()]
-
-
-def labelled(model: CHGNet, frames: list[Atoms], owners: list[Compound]) -> list[Frame]:
-    """Energy (eV), forces (eV/Å) and stress (eV/Å^3, tension positive) of the acceptable frames."""
-    result = []
-    for atoms, owner, answer in zip(frames, owners, predict(model, frames, "efs"), strict=True):
-        if answer is None or not np.isfinite(answer["f"]).all():
-            continue
-        if np.linalg.norm(answer["f"], axis=1).max() > MAX_FORCE:
-            continue
-        result.append(
-            {
-                "positions": atoms.positions,
-                "atomic_numbers": atoms.numbers,
-                "forces": answer["f"].astype(np.float64),
-                "cell": np.asarray(atoms.cell),
-                "energy": float(answer["e"]) * len(atoms),
-                "stress": answer["s"].astype(np.float64) * GPa,
-                "label_of_origin": owner.label,
-                "kind": atoms.info["kind"],
-                "split": owner.split,
-            }
-        )
+    result = atoms.copy()
+    forces = answer["f"].astype(float)
+    stress = full_3x3_to_voigt_6_stress(answer["s"].astype(float)) * GPa
+    if not (np.isfinite(forces).all() and np.isfinite(stress).all()):
+        return None
+    energy = float(answer["e"]) * len(atoms)
+    result.calc = SinglePointCalculator(result, energy=energy, forces=forces, stress=stress)
     return result
 
 
-def pack(frames: list[Frame]) -> dict[str, np.ndarray]:
-    """Frames to flat arrays: atoms concatenated, `offsets` (frame + 1) delimit them."""
-    packed = {
-        name: np.concatenate([frame[name] for frame in frames])
-        for name in ("positions", "atomic_numbers", "forces")
-    }
-    packed["offsets"] = np.cumsum([0, *(len(frame["positions"]) for frame in frames)])
-    for name in ("cell", "energy", "stress", "label_of_origin", "kind", "split"):
-        packed[name] = np.array([frame[name] for frame in frames])
-    return packed
+def scan_volumes(
+    teach: Teacher, compounds: list[Compound]
+) -> tuple[list[Atoms | None], list[list[Atoms]]]:
+    """Each compound's cell of lowest energy, None without a minimum; and all frames on the way.
+
+    The scan goes on beyond that end where the energy is lowest, once.
+    """
+    points: list[dict[float, Atoms]] = [{} for _ in compounds]
+    wanted = [WIDE_SCAN if is_element(compound.atoms) else SCAN for compound in compounds]
+    for _ in range(2):
+        asked = [
+            (index, factor, marked(scale_volume(compounds[index].atoms, factor), "volume"))
+            for index, factors in enumerate(wanted)
+            for factor in factors
+        ]
+        answers = teach([frame for _, _, frame in asked])
+        for (index, factor, _), answer in zip(asked, answers, strict=True):
+            if answer is not None:
+                points[index][factor] = answer
+        wanted = [beyond(found) for found in points]
+    cells = [
+        None if factor is None else scale_volume(compound.atoms, factor)
+        for factor, compound in zip(map(lowest_volume, points), compounds, strict=True)
+    ]
+    return cells, [list(found.values()) for found in points]
 
 
-def write_chunk(
-    path: Path, calculator: CHGNetCalculator, compounds: list[Compound], seed: int
-) -> int:
-    """Relax, perturb and label one chunk; the file appears complete or not at all."""
-    model, frames, owners = calculator.model, [], []
-    for compound, start in zip(compounds, best_volumes(model, compounds), strict=True):
-        if start is None:
-            continue
-        new = compound_frames(calculator, compound, start, seed)
-        frames += new
-        owners += [compound] * len(new)
-    done = labelled(model, frames, owners)
-    if not done:
-        return 0
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **pack(done))
-    partial.rename(path)
-    return len(done)
+def is_element(atoms: Atoms) -> bool:
+    """Whether all atoms are alike."""
+    return len(set(atoms.numbers)) == 1
 
 
-def merge(directory: Path) -> Path:
-    """Concatenate every chunk into `seed.h5`."""
-    chunks = [dict(np.load(path)) for path in sorted(directory.glob("chunks/chunk_????.npz"))]
-    shift = np.cumsum([0, *(len(chunk["positions"]) for chunk in chunks)])
-    output, partial = directory / "seed.h5", directory / "seed.partial.h5"
-    with h5py.File(partial, "w") as store:
-        store.attrs["labels"] = LABELS
-        store.attrs["units"] = "positions, cell Å; energy eV (total); forces eV/Å; stress eV/Å^3"
-        for name in chunks[0]:
-            if name == "offsets":
-                ends = [
-                    chunk["offsets"][1:] + start
-                    for chunk, start in zip(chunks, shift, strict=False)
-                ]
-                store["offsets"] = np.concatenate([[0], *ends])
+def beyond(points: dict[float, Atoms]) -> np.ndarray:
+    """Volume factors beyond the end of a scan where its energy is lowest; none elsewhere."""
+    if not points:
+        return np.array([])
+    best = min(points, key=lambda factor: points[factor].get_potential_energy())
+    if best == max(points):
+        return best * MORE
+    return best / MORE if best == min(points) else np.array([])
+
+
+def lowest_volume(points: dict[float, Atoms]) -> float | None:
+    """Volume factor of lowest energy, by a parabola in its logarithm; None at an end."""
+    factors = np.array(sorted(points))
+    energy = np.array([points[factor].get_potential_energy() for factor in factors])
+    if len(factors) < 3 or energy.argmin() in (0, len(factors) - 1):
+        return None
+    near = slice(energy.argmin() - 1, energy.argmin() + 2)
+    curve = np.polyfit(np.log(factors[near]), energy[near], 2)
+    return float(np.exp(-curve[1] / (2 * curve[0])))
+
+
+def relax_together(
+    teach: Teacher, starts: list[Atoms], steps: int = RELAX_STEPS, fmax: float = RELAX_FMAX
+) -> list[list[Atoms]]:
+    """Paths of cells and positions under BFGS, every step of all structures in one call.
+
+    Args:
+        fmax: largest force, and largest cell gradient per atom (eV/Å), at which one ends early.
+
+    Returns:
+        For each structure its labelled frames, first to last; none after one without an answer.
+    """
+    moving = [atoms.copy() for atoms in starts]
+    filters = [FrechetCellFilter(atoms) for atoms in moving]
+    optimizers = [BFGS(each, logfile=None, maxstep=0.15) for each in filters]
+    paths: list[list[Atoms]] = [[] for _ in starts]
+    active = list(range(len(starts)))
+    for _ in range(steps + 1):
+        answers = teach([moving[index] for index in active])
+        going = []
+        for index, answer in zip(active, answers, strict=True):
+            if answer is None:
                 continue
-            joined = np.concatenate([chunk[name] for chunk in chunks])
-            if joined.dtype.kind == "U":
-                joined = joined.astype(h5py.string_dtype())
-            store[name] = joined
-    partial.rename(output)
-    return output
+            paths[index].append(answer)
+            moving[index].calc = SinglePointCalculator(moving[index], **answer.calc.results)
+            if np.linalg.norm(filters[index].get_forces(), axis=1).max() < fmax:
+                continue
+            try:
+                optimizers[index].step()
+            except (ValueError, np.linalg.LinAlgError):  # a cell that fell into a plane
+                continue
+            going.append(index)
+        active = going
+    return paths
 
 
-def neighbours_per_atom(store: h5py.File, cutoff: float, every: int) -> np.ndarray:
-    """Mean number of neighbours within `cutoff` Å, of every n-th frame."""
-    offsets = store["offsets"][:]
-    counts = []
-    for frame in range(0, len(offsets) - 1, every):
-        atoms = Atoms(
-            store["atomic_numbers"][offsets[frame] : offsets[frame + 1]],
-            store["positions"][offsets[frame] : offsets[frame + 1]],
-            cell=store["cell"][frame],
-            pbc=True,
-        )
-        counts.append(len(neighbor_list("i", atoms, cutoff)) / len(atoms))
-    return np.array(counts)
+def kept_path(path: list[Atoms]) -> tuple[Atoms | None, list[Atoms]]:
+    """The lowest frame of a path, and what is kept of it: that one, the first, one between."""
+    sane = [frame for frame in path if shortest_contact(frame) > MIN_CONTACT]
+    if not sane:
+        return None, []
+    order = np.argsort([frame.get_potential_energy() for frame in sane])
+    relaxed = marked(sane[order[0]], "relaxed")
+    others = [index for index in {0, len(sane) // 2} if index != order[0]]
+    return relaxed, [relaxed, *(marked(sane[index], "path") for index in others)]
 
 
-def print_statistics(path: Path) -> None:
-    """Counts, ranges and neighbour numbers of the finished store."""
-    with h5py.File(path) as store:
-        offsets, numbers = store["offsets"][:], store["atomic_numbers"][:]
-        sizes = np.diff(offsets)
-        labels, splits = store["label_of_origin"].asstr()[:], store["split"].asstr()[:]
-        print(f"{len(sizes)} frames, {offsets[-1]} atoms, {len(set(labels))} compounds")
-        print(f"atoms per frame: mean {sizes.mean():.1f}, {sizes.min()} to {sizes.max()}")
-        print(f"splits {dict(Counter(splits))}, kinds {dict(Counter(store['kind'].asstr()[:]))}")
-        frame_of = np.repeat(np.arange(len(sizes)), sizes)
-        pairs = np.unique(np.stack([numbers, frame_of], axis=1), axis=0)[:, 0]
-        counts = {chemical_symbols[z]: int(n) for z, n in sorted(Counter(pairs).items())}
-        print(f"frames with each of {len(counts)} elements: {counts}")
-        force = np.linalg.norm(store["forces"][:], axis=1)
-        pressure = np.trace(store["stress"][:], axis1=1, axis2=2) / 3
-        for name, values in (
-            ("energy per atom (eV)", store["energy"][:] / sizes),
-            ("force norm (eV/Å)", force),
-            ("mean stress (eV/Å^3)", pressure),
-            ("neighbours per atom at 5 Å", neighbours_per_atom(store, 5.0, 10)),
-            ("neighbours per atom at 6 Å", neighbours_per_atom(store, 6.0, 10)),
-        ):
-            low, median, high = np.quantile(values, [0.01, 0.5, 0.99])
-            print(
-                f"{name}: min {values.min():.3f}, 1 % {low:.3f}, median {median:.3f}, "
-                f"99 % {high:.3f}, max {values.max():.3f}, mean {values.mean():.3f}"
-            )
+def move_together(
+    teach: Teacher, starts: list[Atoms], temperatures: list[float], rng: np.random.Generator
+) -> list[list[Atoms]]:
+    """Short dynamics (velocity Verlet) of all structures, every step in one call.
+
+    Args:
+        starts: harmonic snapshots, so that kinetic and potential energy begin in balance.
+        temperatures: K.
+
+    Returns:
+        For each structure its labelled frames at half time and at the end.
+    """
+    moving = [atoms.copy() for atoms in starts]
+    for atoms, temperature in zip(moving, temperatures, strict=True):
+        MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
+    frames: list[list[Atoms]] = [[] for _ in starts]
+    forces = {
+        index: answer.get_forces()
+        for index, answer in enumerate(teach(moving))
+        if answer is not None
+    }
+    for step in range(1, DYNAMICS_STEPS + 1):
+        for index in forces:
+            atoms = moving[index]
+            atoms.set_momenta(atoms.get_momenta() + 0.5 * TIME_STEP * forces[index])
+            atoms.positions += TIME_STEP * atoms.get_velocities()
+        answers = zip(list(forces), teach([moving[index] for index in forces]), strict=True)
+        for index, answer in answers:
+            if answer is None:
+                del forces[index]
+                continue
+            atoms, forces[index] = moving[index], answer.get_forces()
+            atoms.set_momenta(atoms.get_momenta() + 0.5 * TIME_STEP * forces[index])
+            if step % (DYNAMICS_STEPS // 2) == 0:
+                del answer.arrays["momenta"]
+                frames[index].append(marked(answer, "dynamics"))
+    return frames
+
+
+def chunk_frames(
+    teach: Teacher, compounds: list[Compound], seed: int
+) -> list[tuple[Compound, list[Atoms]]]:
+    """The labelled frames of some compounds."""
+    generators = [np.random.default_rng([seed, *each.label.encode()]) for each in compounds]
+    cells, scans = scan_volumes(teach, compounds)
+    collected = [some_of(scan, rng) for scan, rng in zip(scans, generators, strict=True)]
+    found = {index: cell for index, cell in enumerate(cells) if cell is not None}
+    asked: list[tuple[int, Atoms]] = []
+    hot: dict[int, tuple[Atoms, float]] = {}
+    for index, path in zip(found, relax_together(teach, list(found.values())), strict=True):
+        relaxed, kept = kept_path(path)
+        collected[index] += kept
+        if relaxed is None:
+            continue
+        rng = generators[index]
+        asked += [(index, frame) for frame in perturbed_frames(relaxed, rng)]
+        if is_element(relaxed):
+            asked += [(index, frame) for frame in stretched_frames(relaxed, rng)]
+        if rng.random() < DYNAMICS_SHARE and len(relaxed) < LARGE:
+            kelvin = rng.uniform(300, 1500)
+            hot[index] = thermal(random_supercell(relaxed, rng, 8), rng, kelvin), kelvin
+    for (index, _), answer in zip(asked, teach([frame for _, frame in asked]), strict=True):
+        collected[index] += [answer] if answer is not None else []
+    if hot:
+        starts, kelvins = map(list, zip(*hot.values(), strict=True))
+        moved = move_together(teach, starts, kelvins, generators[next(iter(hot))])
+        for index, frames in zip(hot, moved, strict=True):
+            collected[index] += frames
+    return [(c, list(acceptable(kept))) for c, kept in zip(compounds, collected, strict=True)]
+
+
+def some_of(scan: list[Atoms], rng: np.random.Generator) -> list[Atoms]:
+    """The points of a scan that are kept: all of an element, whose volume is hard to learn."""
+    if len(scan) <= KEPT or is_element(scan[0]):
+        return scan
+    return [scan[index] for index in sorted(rng.choice(len(scan), KEPT, replace=False))]
+
+
+def acceptable(frames: Iterable[Atoms]) -> Iterable[Atoms]:
+    """Those with contacts, forces and stresses that a training set should have."""
+    for frame in frames:
+        force = np.linalg.norm(frame.get_forces(), axis=1).max()
+        stress = np.abs(frame.get_stress()).max()
+        if force < MAX_FORCE and stress < MAX_STRESS and shortest_contact(frame) > MIN_CONTACT:
+            yield frame
+
+
+def write_chunk(folder: Path, labels: list[tuple[Compound, list[Atoms]]]) -> int:
+    """One extxyz file per split; the folder appears complete or not at all.
+
+    Returns:
+        How many frames there are.
+    """
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        frames = [frame for compound, kept in labels for frame in kept if compound.split == split]
+        if frames:
+            write(partial / f"{split}.extxyz", frames, format="extxyz")
+    partial.rename(folder)
+    return sum(len(kept) for _, kept in labels)
 
 
 def label_all(
-    calculator: CHGNetCalculator, compounds: list[Compound], folder: Path, seed: int
-) -> None:
-    """Write the chunks of all compounds that are in none yet, one progress line (stderr) each."""
-    chunks = sorted(folder.glob("chunk_????.npz"))
-    known = {label for path in chunks for label in np.load(path)["label_of_origin"]}
-    pending = [compound for compound in compounds if compound.label not in known]
-    first = int(chunks[-1].stem.removeprefix("chunk_")) + 1 if chunks else 0
-    began, frames = time.monotonic(), 0
-    for number, start in enumerate(range(0, len(pending), CHUNK), start=first):
-        part = pending[start : start + CHUNK]
-        frames += write_chunk(folder / f"chunk_{number:04d}.npz", calculator, part, seed)
-        print(
-            f"{start + len(part)}/{len(pending)} compounds, "
-            f"{frames} frames in {time.monotonic() - began:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )
+    teach: Teacher,
+    compounds: list[Compound],
+    folder: Path,
+    *,
+    seed: int,
+    worker: int = 0,
+    workers: int = 1,
+) -> int:
+    """Write this worker's chunks that are not there yet; the number of new frames."""
+    starts = range(worker * CHUNK, len(compounds), workers * CHUNK)
+    frames = 0
+    with tqdm(starts, unit="chunk") as bar:
+        for start in bar:
+            path = folder / f"{start // CHUNK:04d}"
+            if not path.exists():
+                part = compounds[start : start + CHUNK]
+                frames += write_chunk(path, chunk_frames(teach, part, seed))
+            bar.set_postfix(frames=frames)
+    return frames
 
 
 def main() -> None:
-    """Label every chunk that is not on disk yet, then merge and print the statistics."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
+    """Label every chunk that is not on disk yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the labels go")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=10_000, help="compounds at most")
-    parser.add_argument("--merge-only", action="store_true")
-    arguments = parser.parse_args()
-    (arguments.directory / "chunks").mkdir(parents=True, exist_ok=True)
-    if not arguments.merge_only:
-        torch.set_num_threads(1)
-        warnings.filterwarnings("ignore")
-        model = CHGNet.load(use_device="cpu", verbose=False)
-        calculator = CHGNetCalculator(model, use_device="cpu", on_isolated_atoms="error")
-        compounds = seed_compounds(arguments.seed)[: arguments.limit]
-        label_all(calculator, compounds, arguments.directory / "chunks", arguments.seed)
-    print_statistics(merge(arguments.directory))
+    parser.add_argument("--worker", type=int, default=0, help="number of this process")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
+    args = parser.parse_args()
+    if not 0 <= args.worker < args.workers:
+        parser.error(f"--worker {args.worker} is none of --workers {args.workers}; count from 0")
+    compounds = seed_compounds(args.seed)[: args.limit]
+    teach = chgnet_teacher()
+    share = {"seed": args.seed, "worker": args.worker, "workers": args.workers}
+    frames = label_all(teach, compounds, args.folder, **share)
+    print(f"{frames} new frames in {args.folder}", file=sys.stderr)
 
 
 if __name__ == "__main__":

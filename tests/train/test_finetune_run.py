@@ -75,25 +75,23 @@ def test_low_rank_updates_are_folded_into_a_plain_model(asked, copper, tmp_path)
     torch.testing.assert_close(again(sample).energy, result.potential(sample).energy)
 
 
-def test_a_low_rank_run_goes_on_where_it_stopped(asked, tmp_path):
+def test_a_low_rank_run_goes_on_where_it_stopped(asked, tmp_path, monkeypatch):
     asked["finetune"] |= {"lora_rank": 2}
     whole = train(asked, directory=tmp_path / "whole", progress=False)
     asked["run"] |= {"checkpoint_every_s": 0.0}
     from dpa4sim.train import run
-
-    class Stop(Exception):
-        pass
 
     saved = run.TrainingRun._checkpoint
 
     def third(self):
         saved(self)
         if self.trainer.done == 3:
-            raise Stop
+            raise InterruptedError
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch:
         patch.setattr(run.TrainingRun, "_checkpoint", third)
-        train(asked, directory=tmp_path / "parts", progress=False)
+        with pytest.raises(InterruptedError):
+            train(asked, directory=tmp_path / "parts", progress=False)
     parts = train(asked, directory=tmp_path / "parts", progress=False)
     a, b = weights(whole.potential), weights(parts.potential)
     assert all(torch.equal(a[name], b[name]) for name in a)

@@ -24,7 +24,12 @@ PAPER = {
 
 
 def test_there_are_no_others():
-    assert {path.stem for path in FOLDER.glob("*.toml")} == {*PAPER, "small", "finetune"}
+    assert {path.stem for path in FOLDER.glob("*.toml")} == {
+        *PAPER,
+        "small",
+        "finetune",
+        "universal",
+    }
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -48,7 +53,7 @@ def test_a_recipe_of_the_paper(name):
     assert n / 1e6 == pytest.approx(millions, abs=0.006)
 
 
-@pytest.mark.parametrize("name", ["small", "finetune"])
+@pytest.mark.parametrize("name", ["small", "finetune", "universal"])
 def test_the_others_are_settings(name):
     assert read_settings(FOLDER / f"{name}.toml").run.steps > 0
 
