@@ -120,8 +120,7 @@ class TrainingRun:
         self.settings, self.ranks, self.path, self.place = settings, ranks, path, place
         self.train_set, self.valid_set = train_set, valid_set
         self.device = ranks.device(settings.run.device)
-        self.plain = build(settings, train_set, valid_set)
-        self.trainer = self._trainer(self.plain.to(self.device))
+        self.trainer = self._trainer(build(settings, train_set, valid_set).to(self.device))
         self.live = LiveLine(settings.run.steps, settings.run.log_every_s, quiet)
         self.table = Table(path / "train.csv", COLUMNS)
         self.best, self.elapsed = math.inf, 0.0
@@ -249,7 +248,8 @@ class TrainingRun:
         }
         self.trainer.errors = Errors(self.device)
         score = merit(found, self.settings)
-        better, self.best = score < self.best, min(score, self.best)
+        first = math.isinf(self.best)  # something must be kept, however bad
+        better, self.best = first or score < self.best, min(score, self.best)
         if self.place is None:
             return
         self.table.add(row)

@@ -46,11 +46,15 @@ def validation_errors(potential: Potential, part: Split, ranks: Ranks) -> dict[s
 
 
 def merit(errors: Mapping[str, float], settings: Settings) -> float:
-    """Eq. 70 of mean errors with the last weights: which of two models is better."""
+    """Eq. 70 of mean errors with the last weights: which of two models is better.
+
+    Infinite where the model says something that is not finite.
+    """
     weights = Weights.at(settings.loss, 0.0)
     terms = (
         (weights.energy, errors["energy_mae"]),
         (weights.force, errors["force_length"]),
         (weights.virial, errors["virial_mae"]),
     )
-    return sum(weight * value for weight, value in terms if weight and not math.isnan(value))
+    score = sum(weight * value for weight, value in terms if weight)
+    return score if math.isfinite(score) else math.inf

@@ -37,7 +37,7 @@ def in_processes(asked: dict, directory: Path, world: int = 2) -> None:
         [*torchrun, f"--nproc-per-node={world}", str(script), str(file), str(directory)],
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
+        timeout=600,
         capture_output=True,
     )
 

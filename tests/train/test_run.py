@@ -153,7 +153,7 @@ def test_sigterm_makes_a_checkpoint(data, tmp_path):
     while "step" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     assert read_state(tmp_path / "run")["trainer"]["done"] > 0
 
@@ -197,6 +197,28 @@ def test_steps_that_are_not_finite_are_skipped_and_named(tmp_path):
     many = settings(all_sick, 200, run={"max_skipped": 5, "validate_every": 0})
     with pytest.raises(DataError, match=r"not finite in 50 steps in a row.*frame"):
         train(many, directory=tmp_path / "many", progress=False)
+
+
+@pytest.mark.parametrize(("errors", "score"), [
+    ((0.1, 0.2, 0.3), 20 * 0.1 + 20 * 0.2 + 5 * 0.3),
+    ((math.nan, 0.2, 0.3), math.inf),  # a prediction that is not finite: labels were checked
+    ((0.1, math.inf, 0.3), math.inf),
+])  # fmt: skip
+def test_a_sick_model_is_never_the_best(data, errors, score):
+    from dpa4sim.train.settings import read_settings
+    from dpa4sim.train.validation import merit
+
+    found = dict(zip(("energy_mae", "force_length", "virial_mae"), errors, strict=True))
+    assert merit(found, read_settings(settings(data))) == pytest.approx(score)
+
+
+def test_a_term_without_weight_does_not_count(data):
+    from dpa4sim.train.settings import read_settings
+    from dpa4sim.train.validation import merit
+
+    asked = read_settings(settings(data, loss={"virial": [5.0, 0.0]}))
+    found = {"energy_mae": 1.0, "force_length": 1.0, "virial_mae": math.nan}
+    assert merit(found, asked) == 40.0
 
 
 def test_one_process_with_two_batches_a_step(data, tmp_path):
