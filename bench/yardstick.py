@@ -47,6 +47,7 @@ from dpa4sim.data.read import read_frames
 from dpa4sim.data.statistics import energy_shifts
 from dpa4sim.data.store import Store
 from dpa4sim.data.writer import write_store
+from dpa4sim.kernels.workspace import keep_pages
 from dpa4sim.plots import DPI, INK, PALETTE
 from dpa4sim.potential import Potential, load
 from dpa4sim.train.build import Split, open_split
@@ -226,6 +227,7 @@ def step_times(bench: Bench, compiled: bool, turns: int) -> dict[str, Any]:
     recipe = replace(bench.recipe, steps=TIMED * (turns + 2))
     work, config = bench.work / "timing", network(TIMED_CUTOFF)
     longest = replace(bench, recipe=recipe, work=work, config=config)
+    keep_pages()  # as `dpa4sim train` does
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         start, never = longest.start(1), longest.recipe.steps + 1

@@ -44,6 +44,9 @@ from seed_frames import (
 from tqdm import tqdm
 
 CHUNK = 20  # compounds in a folder
+MIN_VOLUME = 2.0  # Å^3 per atom, and
+MIN_HEIGHT = 1.0  # Å of a cell: the graph of a collapsed one costs gigabytes and teaches nothing
+MAX_ANGLES = 60_000  # of a frame, for the same reason
 BATCH = 8  # structures per CHGNet call, the fastest on one CPU core
 MAX_FORCE = 30.0  # eV/Å
 MAX_STRESS = 0.6  # eV/Å^3, some 100 GPa: beyond, CHGNet has seen nothing either
@@ -73,10 +76,14 @@ def chgnet_teacher() -> Teacher:
     def teach(frames: list[Atoms]) -> list[Atoms | None]:
         graphs = {}
         for index in sorted(range(len(frames)), key=lambda index: len(frames[index])):
+            if collapsed(frames[index]):
+                continue
             try:
-                graphs[index] = model.graph_converter(AseAtomsAdaptor.get_structure(frames[index]))
+                graph = model.graph_converter(AseAtomsAdaptor.get_structure(frames[index]))
             except (ValueError, RuntimeError):  # an atom without neighbours, or with too many
                 continue
+            if len(graph.bond_graph) <= MAX_ANGLES:
+                graphs[index] = graph
         listed = list(graphs.values())
         answers = model.predict_graph(listed, task="efs", batch_size=BATCH) if listed else []
         by_index = dict(zip(graphs, [answers] if len(listed) == 1 else answers, strict=True))
@@ -86,6 +93,12 @@ def chgnet_teacher() -> Teacher:
         ]
 
     return teach
+
+
+def collapsed(atoms: Atoms) -> bool:
+    """Whether the cell is too small or too flat for any crystal."""
+    area = atoms.get_volume() * np.linalg.norm(atoms.cell.reciprocal(), axis=1).max()
+    return atoms.get_volume() < MIN_VOLUME * len(atoms) or atoms.get_volume() < MIN_HEIGHT * area
 
 
 def labelled(atoms: Atoms, answer: dict[str, np.ndarray]) -> Atoms | None:

@@ -42,10 +42,14 @@ def run(args: argparse.Namespace) -> int:
             "writes a file to begin with."
         )
     from dpa4sim.cli.options import check_device
+    from dpa4sim.kernels.workspace import keep_pages
     from dpa4sim.train import read_settings, train
     from dpa4sim.train.report import SHOWN
 
-    check_device(read_settings(args.settings, args.overrides).run.device)
+    device = read_settings(args.settings, args.overrides).run.device
+    check_device(device)
+    if device == "cpu":
+        keep_pages()  # a quarter of a step goes into page faults otherwise
     result = train(
         args.settings,
         directory=args.out,

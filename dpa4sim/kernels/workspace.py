@@ -5,6 +5,7 @@ Fresh memory costs a page fault per 4 KiB, which on a CPU is as dear as the arit
 
 from __future__ import annotations
 
+import ctypes
 from math import prod
 
 import torch
@@ -13,7 +14,19 @@ from torch import Tensor
 KEEP_BYTES = 4 << 30
 """Largest amount of idle memory that stays reserved for each dtype."""
 
+KEPT_PAGES = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 64 << 20)}
+"""glibc's numbers: nothing outside the heap, a heap that never shrinks and grows by 64 MiB."""
+
 _idle: dict[torch.dtype, list[Tensor]] = {}
+
+
+def keep_pages() -> bool:
+    """Ask the C library to keep freed memory for this process; whether it can.
+
+    For a process that does one thing for hours: its memory stays at the peak.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(mallopt(*option) for option in KEPT_PAGES.values())
 
 
 def take(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -189,6 +189,17 @@ def test_the_same_seed_gives_the_same_labels(
         assert (other / name).read_text() == (shared / name).read_text()
 
 
+@pytest.mark.parametrize(("cell", "collapsed"), [
+    ((3.0, 3.0, 3.0), False),
+    ((1.2, 1.2, 1.2), True),  # 1.7 Å^3
+    ((9.0, 9.0, 0.8), True),
+])  # fmt: skip
+def test_a_fallen_cell_is_never_asked_about(
+    labels: ModuleType, cell: tuple[float, float, float], collapsed: bool
+) -> None:
+    assert labels.collapsed(Atoms("Cu", cell=cell, pbc=True)) == collapsed
+
+
 PEER = """
 import json
 import numpy as np
