@@ -217,6 +217,16 @@ class Errors:
         ])  # fmt: skip
         self.labels += found.counts
 
+    def since(self, earlier: Errors) -> Errors:
+        """What came after a `copy` of this."""
+        found = Errors(self.sums.device)
+        found.sums, found.labels = self.sums - earlier.sums, self.labels - earlier.labels
+        return found
+
+    def copy(self) -> Errors:
+        """As it is now."""
+        return self.since(Errors(self.sums.device))
+
     def read(self) -> dict[str, float]:
         """Means in the units of `UNITS`; NaN where no label was."""
         n_energy, n_force, n_virial = self.labels.tolist()

@@ -68,7 +68,7 @@ class LiveLine:
         return not self.quiet and time.monotonic() - self.last >= self.every
 
     def write(self, step: int, atoms: int, rate: float, errors: dict[str, float]) -> str:
-        """The line; errors are those since the last validation."""
+        """The line; errors are those since the one before."""
         now = time.monotonic()
         speed = (atoms - self.atoms) / max(now - self.last, 1e-9)
         if self.first is None:

@@ -124,6 +124,7 @@ class TrainingRun:
         self.live = LiveLine(settings.run.steps, settings.run.log_every_s, quiet)
         self.table = Table(path / "train.csv", COLUMNS)
         self.best, self.elapsed = math.inf, 0.0
+        self.told = Errors(self.device)
         self.begun = time.monotonic()
         self._resume()
 
@@ -246,7 +247,7 @@ class TrainingRun:
             **shown(trained.read(), "train_"),
             **shown(found, "valid_"),
         }
-        self.trainer.errors = Errors(self.device)
+        self.trainer.errors, self.told = Errors(self.device), Errors(self.device)
         score = merit(found, self.settings)
         first = math.isinf(self.best)  # something must be kept, however bad
         better, self.best = first or score < self.best, min(score, self.best)
@@ -315,7 +316,8 @@ class TrainingRun:
 
     def _line(self, step: int) -> None:
         trainer = self.trainer
-        line = self.live.write(step, trainer.atoms, trainer.rate, trainer.errors.read())
+        recent, self.told = trainer.errors.since(self.told), trainer.errors.copy()
+        line = self.live.write(step, trainer.atoms, trainer.rate, recent.read())
         if self.place is not None:
             self.place.say(line)
 

@@ -171,3 +171,16 @@ def test_errors_are_means_over_labels():
     assert found["force_rmse"] == pytest.approx(difference.square().mean().sqrt().item())
     assert found["force_length"] == pytest.approx(difference.norm(dim=1).mean().item())
     assert np.isnan(found["stress_mae"])
+
+
+def test_errors_since_a_copy():
+    given = labelled()
+    energy, forces, virial = prediction(given.batch)
+    errors, later = Errors(torch.device("cpu")), Errors(torch.device("cpu"))
+    errors.add(compared(given, energy, forces, virial))
+    before = errors.copy()
+    second = compared(given, energy + 1, forces, virial)
+    errors.add(second)
+    later.add(second)
+    assert errors.since(before).read() == pytest.approx(later.read())
+    assert errors.read() != pytest.approx(later.read())
