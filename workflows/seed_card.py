@@ -147,7 +147,8 @@ corrections that CHGNet was trained with.
 
 **Training set**: {card["training_frames"]:,} frames of known crystals with other elements in them,
 and of every element. `workflows/seed_data.py` and `seed_frames.py` make them, `seed_labels.py`
-labels them, `dpa4sim train workflows/train/universal.toml` trains, `seed_card.py` wrote this page.
+labels them, `seed_start.py` takes the weights of an earlier, smaller set to begin with,
+`dpa4sim train workflows/train/universal.toml` trains, `seed_card.py` wrote this page.
 Every demo crystal's primitive cell is among the training compounds.
 
 ## Errors on held-out formulas (mean absolute, against CHGNet)
