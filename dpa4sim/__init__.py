@@ -1,6 +1,6 @@
 """dpa4sim: the DPA4 interatomic potential as a batched engine.
 
-structures -> adapters -> Batch -> edges -> model -> Potential -> {relax, simulate}
+structures -> adapters -> Batch -> edges -> model -> Potential -> {relax, simulate} -> screen
 labelled structures -> data -> train -> Potential
 
 adapters/    the only place that speaks another project's vocabulary
@@ -15,6 +15,7 @@ model/       Batch -> energy, one file per subsection of paper 4.2
 pool/        the working set that systems pass through, and its checkpoints
 potential.py energy -> forces, stress; precision; save and load
 relax/       Batch -> relaxed Batch + Status
+screen/      candidates -> energies above the convex hull
 simulate/    Batch -> trajectories
 train/       labelled data -> Potential
 units.py     the constants, once
@@ -43,6 +44,7 @@ _HOME = {
     "read_trajectory": "simulate",
     "relax": "relax",
     "relax_each": "relax",
+    "screen": "screen",
     "train": "train",
 }
 
@@ -64,6 +66,7 @@ __all__ = [
     "read_trajectory",
     "relax",
     "relax_each",
+    "screen",
     "train",
 ]
 
@@ -73,6 +76,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers
     from dpa4sim.errors import ConfigError, DataError, ModelError, ResumeError, Status
     from dpa4sim.potential import Potential, Prediction, load
     from dpa4sim.relax import Relaxed, RelaxResult, relax, relax_each
+    from dpa4sim.screen.run import screen
     from dpa4sim.simulate import MDRun, md, read_trajectory
     from dpa4sim.train import train
 

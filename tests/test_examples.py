@@ -44,7 +44,7 @@ def run(path, *words):
 
 
 def test_there_are_examples():
-    assert [path.name[:2] for path in EXAMPLES] == ["01", "02", "03", "04"]
+    assert [path.name[:2] for path in EXAMPLES] == ["01", "02", "03", "04", "05"]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

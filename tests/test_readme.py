@@ -62,7 +62,7 @@ def execute(words, folder):
 def test_blocks_are_found():
     assert len(PYTHON) == 3
     assert all("dpa4sim " in code for code in BASH)
-    assert len(BASH) == 4
+    assert len(BASH) == 5
     assert {language for language, _ in BLOCKS} == {"", "bash", "python"}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from glob import glob, has_magic
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -45,17 +46,20 @@ type Entries = Iterator[tuple[str, Callable[[], Any]]]
 """Name of an entry, and the reading of it: an entry that fails does not stop the others."""
 
 
-def read_structures(paths: Paths) -> Iterator[Record]:
+def read_structures(paths: Paths, *, skip: int = 0) -> Iterator[Record]:
     """Stream the structures of files, of the files of folders, or of globs.
 
     Paths are checked at once; an entry that cannot be read is a record with a DataError.
+
+    Args:
+        skip: records at the start of each file that are passed over without being parsed.
 
     Raises:
         DataError: a path does not exist, holds no structure file, or has an unknown format.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     files = [file for path in given for file in _files(str(path))]
-    return (record for file, read in files for record in _records(file, read))
+    return (record for file, read in files for record in _records(file, read, skip))
 
 
 def named_files(path: str) -> list[Path]:
@@ -187,7 +191,7 @@ def _reader(file: Path) -> Callable[[Path], Entries] | None:
     }.get(Path(name).suffix.lower())
 
 
-def _records(file: Path, read: Callable[[Path], Entries]) -> Iterator[Record]:
+def _records(file: Path, read: Callable[[Path], Entries], skip: int = 0) -> Iterator[Record]:
     """Every entry of a file, the broken ones as errors; a file without entries is an error too."""
     count = 0
     try:
@@ -196,6 +200,8 @@ def _records(file: Path, read: Callable[[Path], Entries]) -> Iterator[Record]:
         for name, load in read(file):
             label = f"{file}#{name}"
             count += 1
+            if count <= skip:
+                continue
             try:
                 yield _record(label, load())
             except Exception as error:  # readers raise anything on a broken entry
@@ -205,7 +211,8 @@ def _records(file: Path, read: Callable[[Path], Entries]) -> Iterator[Record]:
     except Exception as error:  # the file as a whole: the entries after this point are lost
         label = str(file) if count == 0 else f"{file}#{count}"
         rest = "" if count == 0 else "; what follows it was not read"
-        yield Record(label, _unreadable(label, error, rest))
+        if count >= skip:
+            yield Record(label, _unreadable(label, error, rest))
 
 
 def _record(label: str, structure: Any) -> Record:
@@ -255,7 +262,7 @@ def _read_extxyz(file: Path) -> Entries:
                 break
             if not count.strip().isdecimal():
                 raise DataError(f"expected the number of atoms, found {count.strip()[:40]!r}")
-            lines = [count, *(stream.readline() for _ in range(int(count) + 1))]
+            lines = [count, *islice(stream, int(count) + 1)]  # ends with the file, whatever count
             yield str(index), partial(read, StringIO("".join(lines)), format="extxyz")
 
 

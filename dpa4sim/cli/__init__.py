@@ -18,6 +18,7 @@ from dpa4sim.errors import Dpa4simError
 VERBS = {
     "relax": "relax structures together, in one batch",
     "md": "molecular dynamics of many structures together",
+    "screen": "a campaign: many candidates, relaxed and ranked above the convex hull",
     "data": "labelled data: convert it to a store, look at it, check it",
     "train": "train a network on labelled structures, or go on with a run",
     "eval": "errors against reference labels",
