@@ -2,10 +2,11 @@
 
     python workflows/seed_start.py EARLIER.safetensors START.safetensors --train universal_train.h5
 
-A new element starts as a copy of its nearest kin, and the radial functions keep their learned
-frequencies under the wider envelope.  With `[finetune] model = "START.safetensors"` the training of
-workflows/train/universal.toml goes on from there: random weights that have to learn 78 elements
-gain little in their first 300 steps.
+The shipped `seed` went on from the one before it, which this repository's history holds (50
+elements, 5 Å).  A new element starts as a copy of its nearest kin, and the radial functions keep
+their learned frequencies under the wider envelope.  With `[finetune] model = "START.safetensors"`
+the training of workflows/train/universal.toml goes on from there: random weights that have to
+learn 78 elements gain little in their first 300 steps.
 """
 
 from __future__ import annotations

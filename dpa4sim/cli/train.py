@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     device = read_settings(args.settings, args.overrides).run.device
     check_device(device)
     if device == "cpu":
-        keep_pages()  # a quarter of a step goes into page faults otherwise
+        keep_pages()  # page faults take up to a fifth of a step otherwise
     result = train(
         args.settings,
         directory=args.out,
