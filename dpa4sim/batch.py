@@ -13,17 +13,11 @@ from torch import Tensor
 
 from dpa4sim.errors import DataError
 
-MIN_DISTANCE_A = 1e-3
-"""Two atoms closer than this are taken to be one site entered twice."""
-
 PADDING_A = 1e3
 """Distance between the atoms of a silent system: no cutoff reaches as far."""
 
 HEAVIEST = 118
 """Largest atomic number of a known element."""
-
-PROBE_A = 6.0
-"""A structure must be computable with this cutoff, a usual one, before any model sees it."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +166,7 @@ class Batch:
         numbers = torch.as_tensor(atomic_numbers, device=device).long().reshape(-1)
         if len(numbers) != n:
             raise DataError(f"{n} positions and {len(numbers)} atomic numbers. Give one each.")
-        cell = torch.zeros(3, 3) if cell is None else torch.as_tensor(cell)
+        cell = torch.zeros(3, 3) if cell is None else torch.as_tensor(cell, dtype=torch.float64)
         if tuple(cell.shape) not in ((3, 3), (1, 3, 3)):
             raise DataError(
                 f"The cell has shape {tuple(cell.shape)}. Give 3 x 3, the rows being the vectors."
@@ -249,23 +243,6 @@ class Batch:
         )
 
 
-def complaint(system: Batch, known_elements: frozenset[int] | None = None) -> str | None:
-    """What makes a one-system Batch unusable, as half a sentence; None when it is usable.
-
-    Args:
-        system: a Batch of one system.
-        known_elements: atomic numbers that the model knows; None to skip the check.
-    """
-    if system.positions.shape[0] == 0:
-        return "it has no atoms"
-    return (
-        _not_finite(system)
-        or _unknown(system, known_elements)
-        or _flat(system)
-        or _coincident(system)
-    )
-
-
 def symbol(atomic_number: int) -> str:
     """Chemical symbol, or `Z=..` outside the periodic table."""
     from ase.data import chemical_symbols
@@ -301,55 +278,3 @@ def max_over_atoms(values: Float[Tensor, " atom"], batch: Batch) -> Float[Tensor
 
 def _offsets(batch: Batch) -> Int[Tensor, " system_plus_one"]:
     return torch.nn.functional.pad(batch.n_atoms.cumsum(0), (1, 0))
-
-
-def _not_finite(system: Batch) -> str | None:
-    from dpa4sim.edges import FARTHEST_A
-
-    for name, rows in (("position of atom", system.positions), ("cell vector", system.cell[0])):
-        sick = (~torch.isfinite(rows)).any(1)
-        if bool(sick.any()):
-            return f"{name} {int(sick.nonzero()[0])} is not a finite number"
-        far = (rows.abs() > FARTHEST_A).any(1)
-        if bool(far.any()):
-            return f"{name} {int(far.nonzero()[0])} lies beyond {FARTHEST_A:.0e} Å"
-    for name, value in (("charge", system.charge), ("spin", system.spin)):
-        if value is not None and not bool(torch.isfinite(value).all()):
-            return f"its {name} is not a finite number"
-    return None
-
-
-def _unknown(system: Batch, known_elements: frozenset[int] | None) -> str | None:
-    numbers = set(system.atomic_numbers.tolist())
-    nonsense = sorted(z for z in numbers if not 0 < z <= HEAVIEST)
-    if nonsense:
-        return f"no element has the atomic number {nonsense[0]}"
-    strangers = sorted(numbers - known_elements) if known_elements is not None else []
-    if strangers:
-        return f"the model does not know the element(s) {', '.join(map(symbol, strangers))}"
-    return None
-
-
-def _flat(system: Batch) -> str | None:
-    """Complaint about a periodic cell that cannot hold its atoms."""
-    from dpa4sim.edges import computable
-
-    if bool(computable(system, PROBE_A)[0]):
-        return None
-    if bool(system.pbc.all()) and float(system.volume[0]) > 1e-6:
-        return "its cell is so small or flat that its periodic images crowd onto each other"
-    return "it is periodic but its cell has no volume; set pbc to False or give three vectors"
-
-
-def _coincident(system: Batch) -> str | None:
-    """Complaint about two atoms on one site, periodic images included."""
-    from dpa4sim.edges import neighbors
-
-    edges = neighbors(system, cutoff=1.0)  # a shorter search pays for more, emptier grid cells
-    close = (dot(edges.vector, edges.vector) < MIN_DISTANCE_A**2).nonzero()[:, 0]
-    if len(close) == 0:
-        return None
-    first, second = int(edges.center[close[0]]), int(edges.neighbor[close[0]])
-    if first == second:
-        return f"atom {first} stands on its own periodic image"
-    return f"atoms {first} and {second} stand on one site"

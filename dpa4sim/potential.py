@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dpa4sim.batch import Batch, complaint
+from dpa4sim.batch import Batch
+from dpa4sim.complaint import complaints
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges, neighbors
 from dpa4sim.errors import ConfigError, DataError, ModelError
@@ -128,8 +129,9 @@ class Potential:
         from dpa4sim.adapters.files import structures_to_batches
 
         systems = structures_to_batches(structures)
-        for index, system in enumerate(systems):
-            reason = complaint(system, self.known_elements) or self._state_complaint(system)
+        reasons = complaints(systems, self.known_elements)
+        for index, (system, wrong) in enumerate(zip(systems, reasons, strict=True)):
+            reason = wrong or self._state_complaint(system)
             if reason is not None:
                 names = ", ".join(self.config.species)
                 hint = f" It knows {names}." if "does not know" in reason else ""

@@ -1,12 +1,9 @@
-"""Packing and unpacking structures, and saying what is wrong with one."""
-
-import math
-import re
+"""Packing and unpacking structures."""
 
 import pytest
 import torch
 
-from dpa4sim.batch import Batch, complaint, cross, dot, symbol
+from dpa4sim.batch import Batch, cross, dot, symbol
 from dpa4sim.errors import DataError
 
 CUBE = 4.0 * torch.eye(3, dtype=torch.float64)
@@ -107,62 +104,6 @@ def test_dot_and_cross_agree_with_torch():
     )
     torch.testing.assert_close(dot(left, right), torch.linalg.vecdot(left, right))
     torch.testing.assert_close(cross(left, right), torch.linalg.cross(left, right))
-
-
-def moved(batch: Batch, positions=None, cell=None) -> Batch:
-    return batch.with_geometry(
-        batch.positions if positions is None else torch.tensor(positions, dtype=torch.float64),
-        batch.cell if cell is None else torch.as_tensor(cell, dtype=torch.float64).reshape(1, 3, 3),
-    )
-
-
-FLAT = [[4.0, 0, 0], [4.0, 1e-9, 0], [0, 0, 4.0]]
-COMPLAINTS = {
-    "no atoms": (Batch.single(torch.zeros(0, 3), []), "no atoms"),
-    "nan": (moved(salt(), [[0, 0, 0], [0, math.nan, 0]]), "position of atom 1 is not a finite"),
-    "inf": (moved(salt(), [[math.inf, 0, 0], [0, 0, 0]]), "position of atom 0 is not a finite"),
-    "far": (moved(salt(), [[0, 0, 0], [0, 0, 1e12]]), "position of atom 1 lies beyond"),
-    "nan cell": (moved(salt(), cell=math.nan * CUBE), "cell vector 0 is not a finite"),
-    "nan charge": (water(charge=math.nan), "charge is not a finite"),
-    "no cell": (moved(salt(), cell=0 * CUBE), "cell has no volume"),
-    "flat cell": (moved(salt(), cell=FLAT), "has no volume"),
-    "tiny cell": (moved(salt(), cell=0.01 * CUBE), "small or flat"),
-    "dummy": (Batch.single([[0, 0, 0]], [0]), "atomic number 0"),
-    "beyond the table": (Batch.single([[0, 0, 0]], [119]), "atomic number 119"),
-    "stranger": (Batch.single([[0, 0, 0]], [94]), "does not know the element.s. Pu"),
-    "one site": (moved(water(), [[0, 0, 0], [1, 0, 0], [1, 0, 1e-5]]), "atoms 1 and 2 stand on"),
-    "one site by an image": (moved(salt(), [[0, 0, 0], [4.0, -4.0, 8.0]]), "atoms 0 and 1 stand"),
-}
-
-
-@pytest.mark.parametrize("name", COMPLAINTS)
-def test_complaint_names_what_is_wrong(name):
-    system, sentence = COMPLAINTS[name]
-    found = complaint(system, frozenset({1, 8, 11, 17}))
-    assert found is not None
-    assert re.search(sentence, found), found
-
-
-@pytest.mark.parametrize(
-    "system",
-    [
-        water(),
-        salt(charge=1, spin=2),
-        moved(salt(), cell=-CUBE),
-        moved(salt(), [[0, 0, 0], [4e4, 2.0, -2e4]]),
-        Batch.single(
-            [[0, 0, 0], [1, 1, 0]],
-            [1, 1],
-            torch.diag(torch.tensor([3.0, 3, 0])),
-            [True, True, False],
-        ),
-        Batch.single([[0, 0, 0]], [8], 1.8 * torch.eye(3), True),
-    ],
-    ids=["water", "salt", "mirrored", "unwrapped", "slab", "one atom"],
-)
-def test_nothing_is_wrong_with_a_good_structure(system):
-    assert complaint(system, frozenset({1, 8, 11, 17})) is None
-    assert complaint(system) is None
 
 
 def test_symbols():

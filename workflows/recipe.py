@@ -19,8 +19,9 @@ from ase import Atoms
 import dpa4sim
 from dpa4sim.adapters.ase import from_atoms, to_atoms
 from dpa4sim.adapters.files import read_structures
-from dpa4sim.batch import complaint, symbol
+from dpa4sim.batch import symbol
 from dpa4sim.cli.options import open_model
+from dpa4sim.complaint import complaint
 from dpa4sim.errors import ConfigError, DataError, Dpa4simError, Status
 from dpa4sim.plots import FAINT, GRID, INK
 from dpa4sim.potential import EnergyModel

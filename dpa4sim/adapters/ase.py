@@ -12,7 +12,8 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from dpa4sim.batch import Batch, complaint
+from dpa4sim.batch import Batch
+from dpa4sim.complaint import complaint
 from dpa4sim.errors import DataError
 from dpa4sim.potential import EnergyModel, Prediction
 

@@ -164,7 +164,8 @@ def _groups(frames: Iterable[Frame], batch_atoms: int) -> Iterator[list[Frame]]:
 
 
 def _compare_group(potential: Potential, group: list[Frame], pairs: dict[str, Pairs]) -> None:
-    from dpa4sim.batch import Batch, complaint
+    from dpa4sim.batch import Batch
+    from dpa4sim.complaint import complaint
 
     for frame in group:
         reason = complaint(frame.system, potential.known_elements)

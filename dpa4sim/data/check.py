@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpa4sim.batch import complaint
+from dpa4sim.complaint import complaint
 from dpa4sim.data.consistency import Neighbours
 from dpa4sim.data.frame import QUANTITIES, Entry, Frame
 from dpa4sim.data.scale import Scales

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dpa4sim.batch import Batch, complaint
+from dpa4sim.batch import Batch
+from dpa4sim.complaint import complaint
 from dpa4sim.data.consistency import guess
 from dpa4sim.data.frame import Frame
 from dpa4sim.potential import EnergyModel

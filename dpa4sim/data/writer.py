@@ -19,7 +19,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dpa4sim.batch import HEAVIEST, MIN_DISTANCE_A, PROBE_A, Batch, complaint
+from dpa4sim.batch import HEAVIEST, Batch
+from dpa4sim.complaint import MIN_DISTANCE_A, PROBE_A, complaint
 from dpa4sim.data.frame import Entry, Frame
 from dpa4sim.data.layout import COLUMNS, EDGES, FLAGS, FORMAT, VERSION, Column, edges_path
 from dpa4sim.edges import computable, neighbors

@@ -7,12 +7,16 @@ from dataclasses import dataclass, replace
 from itertools import count, repeat
 from typing import Any
 
-from dpa4sim.batch import Batch, complaint
+from dpa4sim.batch import Batch
+from dpa4sim.complaint import complaints
 from dpa4sim.edges import estimated_edges
 from dpa4sim.errors import Dpa4simError
 from dpa4sim.pool.queue import Job
 from dpa4sim.potential import EnergyModel
 from dpa4sim.relax.freedom import free, trivial_orbits, unconstrained
+
+AT_ONCE = 64
+"""Structures that are read and checked together."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,6 @@ class Terms:
         """One job per structure, read when asked for."""
         from dpa4sim.adapters.files import stream_structures
 
-        known = getattr(model, "known_elements", None)
         cells = repeat(self.cell) if isinstance(self.cell, bool) else self.cell
         pressures = (
             repeat(self.pressure_gpa)
@@ -48,13 +51,29 @@ class Terms:
             else self.pressure_gpa
         )
         fixed = repeat(None) if self.fixed_atoms is None else self.fixed_atoms
-        first: Batch | None = None
         entries = zip(count(), stream_structures(structures), cells, pressures, fixed, strict=False)
-        for index, (batch, source), moves, pressure, atoms in entries:
-            system = batch.to("cpu")
-            first = system if first is None else first
-            reason = complaint(system, known) or _unlike(first, system)
-            yield self._job(index, system, source, moves, pressure, atoms, reason, model.cutoff)
+        first: Batch | None = None
+        for group in _groups(entries):
+            first = group[0][1][0].to("cpu") if first is None else first
+            yield from self._jobs(group, first, model)
+
+    def _jobs(self, group: Sequence[Any], first: Batch, model: EnergyModel) -> list[Job]:
+        """The jobs of some structures, whose checks cost less together."""
+        systems = [batch.to("cpu") for _, (batch, _), *_ in group]
+        reasons = complaints(systems, getattr(model, "known_elements", None))
+        jobs = [
+            self._job(
+                index, system, source, moves, pressure, atoms, reason or _unlike(first, system)
+            )
+            for (index, (_, source), moves, pressure, atoms), system, reason in zip(
+                group, systems, reasons, strict=True
+            )
+        ]
+        fit = [job.system for job in jobs if job.refusal is None]
+        if not fit:
+            return jobs
+        edges = iter(estimated_edges(Batch.concatenate(fit), model.cutoff).tolist())
+        return [job if job.refusal else replace(job, edges=next(edges)) for job in jobs]
 
     def _job(
         self,
@@ -65,7 +84,6 @@ class Terms:
         pressure: float,
         atoms: Sequence[int] | None,
         reason: str | None,
-        cutoff: float,
     ) -> Job:
         terms = unconstrained(system, bool(moves))
         if reason is None:
@@ -84,8 +102,24 @@ class Terms:
                 reason = str(error).rstrip(".")
         if self.fix_symmetry and terms.orbits is None:
             terms = replace(terms, orbits=trivial_orbits(system))
-        edges = 0.0 if reason else float(estimated_edges(system, cutoff)[0])
-        return Job(index, system, terms, reason, edges)
+        return Job(index, system, terms, reason)
+
+
+def _groups(entries: Iterable[Any]) -> Iterator[list[Any]]:
+    """Up to `AT_ONCE` entries; those before an unreadable one come out before the error does."""
+    group: list[Any] = []
+    try:
+        for entry in entries:
+            group.append(entry)
+            if len(group) == AT_ONCE:
+                yield group
+                group = []
+    except Dpa4simError:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
 
 
 def _fixed(source: Any) -> list[int] | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import tomli_w
 
 from dpa4sim.errors import ResumeError
@@ -97,13 +98,23 @@ class Campaign:
         Raises:
             ResumeError: a part is damaged.
         """
-        tables = [
-            read_part(self.parts / part.name, part.size, part.digest, columns)
-            for part in self.ledger.parts()
-        ]
         schema = RESULTS if columns is None else pa.schema([RESULTS.field(c) for c in columns])
-        table = pa.concat_tables([schema.empty_table(), *tables])
+        table = pa.concat_tables([schema.empty_table(), *self._parts(columns)])
         return _with_twins(table, self.ledger.twins())
+
+    def select(self, numbers: Sequence[int]) -> pa.Table:
+        """Rows of some candidates, without holding the others in memory.
+
+        Raises:
+            ResumeError: a part is damaged.
+        """
+        wanted = pa.array(numbers, type=pa.int64())
+        tables = [table.filter(pc.is_in(table["id"], wanted)) for table in self._parts(None)]
+        return pa.concat_tables([RESULTS.empty_table(), *tables])
+
+    def _parts(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        for part in self.ledger.parts():
+            yield read_part(self.parts / part.name, part.size, part.digest, columns)
 
 
 def begin(directory: str | Path, settings: Settings) -> Campaign:

@@ -15,7 +15,9 @@ from dpa4sim.screen.export import write_csv
 from dpa4sim.screen.hull import hull_table, reference_phases
 from dpa4sim.screen.references import References, read_references
 from dpa4sim.screen.report import write_page
-from dpa4sim.screen.table import BUILT_IN
+from dpa4sim.screen.table import BUILT_IN, RESULTS
+
+GEOMETRY = frozenset(("positions", "cell", "pbc"))
 
 
 def rank(campaign: Campaign, results: pa.Table | None = None) -> pa.Table:
@@ -28,11 +30,22 @@ def rank(campaign: Campaign, results: pa.Table | None = None) -> pa.Table:
         DataError: a reference cannot be used.
         ResumeError: a part is damaged.
     """
-    results = campaign.results() if results is None else results
+    results = judged(campaign) if results is None else results
     asked = campaign.settings.hull
     return hull_table(
         candidates_of(results), references_of(campaign, results), corrections=asked.corrections
     )
+
+
+def judged(campaign: Campaign) -> pa.Table:
+    """The results, without the geometries unless the corrections look at bonds.
+
+    Raises:
+        ResumeError: a part is damaged.
+    """
+    if campaign.settings.hull.corrections != "none":
+        return campaign.results()
+    return campaign.results([name for name in RESULTS.names if name not in GEOMETRY])
 
 
 def candidates_of(results: pa.Table) -> pa.Table:
@@ -69,7 +82,7 @@ def write_report(campaign: Campaign) -> pa.Table:
         DataError: a reference cannot be used.
         ResumeError: a part is damaged, or the directory cannot be written.
     """
-    results = campaign.results()
+    results = judged(campaign)
     references = references_of(campaign, results)
     asked = campaign.settings
     own = candidates_of(results)

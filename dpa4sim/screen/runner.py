@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 POLL_S = 1.0
 """Between two looks whether another worker's chunk has become free."""
 
+ROWS_AT_ONCE = 8192
+"""Structures in memory while equal ones are looked for; a formula that has more is not cut."""
+
 WHOLE = (1, 1)
 """The shard that is everything."""
 
@@ -141,19 +144,36 @@ def mark_twins(campaign: Campaign) -> None:
 
 
 def _twins(campaign: Campaign) -> Iterator[tuple[int, int]]:
-    table = campaign.results()
+    table = campaign.results(("id", "status", "source", "formula"))
     by_formula: dict[str, list[int]] = {}
-    columns = (table[name].to_pylist() for name in ("status", "source", "formula"))
-    for place, (status, source, formula) in enumerate(zip(*columns, strict=True)):
+    columns = (table[name].to_pylist() for name in ("id", "status", "source", "formula"))
+    for number, status, source, formula in zip(*columns, strict=True):
         if status in ("converged", "max_steps") and source != BUILT_IN:
-            by_formula.setdefault(formula, []).append(place)
-    for formula, places in by_formula.items():
-        if len(places) > 1:
-            rows = table.take(places).to_pylist()
-            found = equal_ones(formula, [to_atoms(row) for row in rows], scale=False)
-            for row, first in zip(rows, found, strict=True):
+            by_formula.setdefault(formula, []).append(number)
+    doubtful = (numbers for numbers in by_formula.values() if len(numbers) > 1)
+    for together in _filled(doubtful, ROWS_AT_ONCE):
+        found = campaign.select([number for numbers in together for number in numbers])
+        structures = {row["id"]: row for row in found.to_pylist()}
+        for numbers in together:
+            rows = [structures[number] for number in numbers]
+            same = equal_ones(rows[0]["formula"], [to_atoms(row) for row in rows], scale=False)
+            for number, first in zip(numbers, same, strict=True):
                 if first is not None:
-                    yield row["id"], rows[first]["id"]
+                    yield number, numbers[first]
+
+
+def _filled(groups: Iterable[list[int]], most: int) -> Iterator[list[list[int]]]:
+    """Groups that go together, as long as they have no more than `most` members."""
+    together: list[list[int]] = []
+    count = 0
+    for group in groups:
+        if together and count + len(group) > most:
+            yield together
+            together, count = [], 0
+        together.append(group)
+        count += len(group)
+    if together:
+        yield together
 
 
 def measure_room(campaign: Campaign, potential: EnergyModel) -> float:

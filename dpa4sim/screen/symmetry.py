@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,7 @@ def dataset(atoms: Atoms, symprec: float) -> MoyoDataset | None:
 
     if not atoms.pbc.all() or len(atoms) == 0 or atoms.cell.rank < 3:
         return None
-    logging.getLogger("moyo").setLevel(logging.ERROR)  # it remarks on every supercell
+    _quieten()
     cell = Cell(
         atoms.cell.array.tolist(), atoms.get_scaled_positions().tolist(), atoms.numbers.tolist()
     )
@@ -51,3 +52,9 @@ def primitive_cell(atoms: Atoms, symprec: float = 1e-3) -> Atoms:
         cell=cell.basis,
         pbc=True,
     )
+
+
+@cache
+def _quieten() -> None:
+    """It remarks on every supercell."""
+    logging.getLogger("moyo").setLevel(logging.ERROR)

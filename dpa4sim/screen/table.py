@@ -124,4 +124,5 @@ def read_part(path: Path, size: int, digest: str, columns: Sequence[str] | None)
             f"{path} is damaged or missing. Type: dpa4sim screen run {path.parents[1]}; that "
             "computes these structures again, and no others."
         )
-    return pq.read_table(BytesIO(content), columns=None if columns is None else list(columns))
+    table = pq.read_table(BytesIO(content), columns=None if columns is None else list(columns))
+    return table if columns is None else table.select(list(columns))

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from dpa4sim.batch import Batch, complaint, symbol
+from dpa4sim.batch import Batch, symbol
+from dpa4sim.complaint import complaints
 from dpa4sim.edges import estimated_edges
 from dpa4sim.errors import SICK, DataError
 from dpa4sim.pool.capacity import Capacity, edge_capacity
@@ -149,9 +150,9 @@ def _jobs(
     systems: Sequence[Batch], settings: MDSettings, sampling: Sampling, model: EnergyModel
 ) -> Iterator[Job]:
     """One job per replica of a structure."""
-    known = getattr(model, "known_elements", None)
-    for place, system in enumerate(systems):
-        reason = complaint(system, known) or _unfit(system, settings)
+    reasons = complaints(systems, getattr(model, "known_elements", None))
+    for place, (system, wrong) in enumerate(zip(systems, reasons, strict=True)):
+        reason = wrong or _unfit(system, settings)
         edges = 0.0 if reason else float(estimated_edges(system, model.cutoff)[0])
         for replica in range(settings.replicas):
             skipped = -(-settings.n_skipped(place) // sampling.every) * sampling.every

@@ -61,6 +61,40 @@ def test_results_are_those_of_relax(tmp_path):
             assert row["fmax"] < 0.05 or row["status"] != "converged"
 
 
+def test_what_has_become_equal_is_marked_however_little_is_looked_at_at_once(tmp_path, monkeypatch):
+    strains = ([1, 1, 1], [1, 1, 1.08], [0.95, 1, 1.06], [1.0, 1.05, 1.05])
+    shapes = [bulk("Cu", "fcc", a=3.6, cubic=True) for _ in strains]  # of one crystal
+    for atoms, strain in zip(shapes, strains, strict=True):
+        atoms.set_cell(atoms.cell * strain, scale_atoms=True)
+    shapes[3].cell[0, 1] += 0.2
+    mixed = [atoms for pair in zip(shapes, alloys(5, seed=9)[1:], strict=True) for atoms in pair]
+    starts = [Candidate(f"c{number}", "given", atoms) for number, atoms in enumerate(mixed)]
+    options = settings(max_steps=200)
+    marked = []
+    for most in (1, 10**6):
+        monkeypatch.setattr("dpa4sim.screen.runner.ROWS_AT_ONCE", most)
+        folder = tmp_path / str(most)
+        with init(folder, options, LennardJones(), starts, progress=False) as campaign:
+            run(campaign, LennardJones(), progress=False)
+            table = campaign.results(("duplicate_of", "id", "flags"))
+            assert table.column_names == ["duplicate_of", "id", "flags"]
+            marked.append(table.to_pydict())
+            assert campaign.select([4, 0]).to_pylist() == [
+                row
+                | {"flags": [flag for flag in row["flags"] if flag != "duplicate"]}
+                | {"duplicate_of": None}
+                for row in campaign.results().take([0, 4]).to_pylist()
+            ]
+    assert marked[0] == marked[1]
+    assert marked[0]["duplicate_of"] == [None, None, 0, None, 0, None, 0, None]
+    assert [("duplicate" in flags) for flags in marked[0]["flags"]][::2] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
 def test_a_finished_campaign_answers_without_work(tmp_path, monkeypatch):
     before = finished(tmp_path / "run")
 
