@@ -36,6 +36,13 @@ def test_single_makes_float64_of_any_input():
     assert water().pbc.tolist() == [[False, False, False]]
 
 
+def test_single_rounds_no_number_of_a_list():
+    cell = [[4.1, 0.0, 0.0], [0.0, 4.2, 0.0], [0.1, 0.0, 4.3]]
+    batch = Batch.single([[0.1, 0.2, 0.3]], [1], cell, True)
+    assert batch.cell[0].tolist() == cell
+    assert batch.positions.tolist() == [[0.1, 0.2, 0.3]]
+
+
 def test_single_keeps_charge_and_spin():
     batch = water(charge=-1, spin=2)
     assert (batch.charge.tolist(), batch.spin.tolist()) == ([-1.0], [2.0])

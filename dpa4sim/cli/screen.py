@@ -301,11 +301,10 @@ def _report(args: argparse.Namespace) -> int:
 
 def _unranked(ranked: pa.Table) -> str:
     """How many have no place, and what the hull lacks."""
-    places = ranked["missing_references"].to_pylist()
-    lacking = sorted({element for text in places for element in (text or "").split(", ")} - {""})
     count = ranked["rank"].null_count
-    what = f"; without references: {', '.join(lacking)}" if lacking else ""
-    return f"{count} not ranked{what}.\n" if count else ""
+    columns = (ranked[name].to_pylist() for name in ("missing_references", "reason"))
+    lacks = sorted({reason for missing, reason in zip(*columns, strict=True) if missing and reason})
+    return "\n".join([f"{count} not ranked.", *lacks, ""]) if count else ""
 
 
 def _line(row: dict) -> list[str]:

@@ -5,10 +5,12 @@ A task that dies with its node is tried again, and goes on where its shard stood
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +54,7 @@ def run_shards(
     parsl = _parsl()
     folders = divide(directory, n_shards)
     tasks: dict[str, Any] = {}
-    with parsl.load(config):
+    with _programs_found(), parsl.load(config):
         app = parsl.python_app(work)
         for i, folder in enumerate(folders, 1):
             tasks[f"{i}/{n_shards}"] = app(sys.executable, str(folder), f"{i}/{n_shards}", device)
@@ -64,6 +66,17 @@ def run_shards(
             "What they have done is kept: give the same call again."
         )
     return merge(out, folders)
+
+
+@contextmanager
+def _programs_found() -> Iterator[None]:
+    """Parsl looks its own programs up by name: they are beside Python, activated or not."""
+    before = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), before])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 def divide(directory: str | Path, n_shards: int) -> list[Path]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dpa4sim.batch import symbol
 from dpa4sim.pool.checkpoint import whole
 from dpa4sim.screen.campaign import Campaign, writable
 from dpa4sim.screen.export import export as write_structures
@@ -32,9 +34,37 @@ def rank(campaign: Campaign, results: pa.Table | None = None) -> pa.Table:
     """
     results = judged(campaign) if results is None else results
     asked = campaign.settings.hull
-    return hull_table(
-        candidates_of(results), references_of(campaign, results), corrections=asked.corrections
-    )
+    references = references_of(campaign, results)
+    table = hull_table(candidates_of(results), references, corrections=asked.corrections)
+    return explained(table, results)
+
+
+def explained(table: pa.Table, results: pa.Table) -> pa.Table:
+    """Say in `reason` why elements have no reference, where nothing else is the matter.
+
+    Args:
+        table: of the hull.
+        results: with the built-in crystals.
+    """
+    ended = {
+        symbol(row["numbers"][0]): f"the built-in crystal {row['name']} ended as {row['status']}"
+        for row in results.filter(pc.equal(results["source"], BUILT_IN)).to_pylist()
+        if row["numbers"] and len(set(row["numbers"])) == 1
+    }
+    columns = (table[name].to_pylist() for name in ("missing_references", "reason"))
+    reasons = [
+        reason or "; ".join(_lacks(element, ended) for element in (missing or "").split(", "))
+        for missing, reason in zip(*columns, strict=True)
+    ]
+    place = table.column_names.index("reason")
+    return table.set_column(place, table.schema.field(place), pa.array(reasons, pa.string()))
+
+
+def _lacks(element: str, ended: Mapping[str, str]) -> str:
+    if not element:
+        return ""
+    why = ended.get(element, "none was given; --references and --built-in-references give some")
+    return f"no reference of {element}: {why}"
 
 
 def judged(campaign: Campaign) -> pa.Table:
@@ -87,6 +117,7 @@ def write_report(campaign: Campaign) -> pa.Table:
     asked = campaign.settings
     own = candidates_of(results)
     table = hull_table(own, references, corrections=asked.hull.corrections)
+    table = explained(table, results)
     facts = {
         "model": asked.model.path or "made in Python",
         "hash": asked.model.hash,

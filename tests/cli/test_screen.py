@@ -76,7 +76,8 @@ def test_its_own_structures_serve_as_references(run, begun, tmp_path):
     code, out, _ = run("screen", "report", second)
     assert code == 0
     assert "NaCl" not in out
-    assert "1 not ranked; without references: Cl, Na." in out
+    assert "1 not ranked.\nno reference of Cl: none was given" in out
+    assert "no reference of Na: none was given" in out
     entries = json.loads(found.read_text())
     entries[0]["parameters"]["model_hash"] = "another"
     found.write_text(json.dumps(entries))
