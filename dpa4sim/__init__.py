@@ -10,6 +10,7 @@ config.py    DPA4Config: the options of the network
 data/        labelled structures on disk -> training batches
 edges.py     neighbour lists, edge vectors, CSR order
 errors.py    exceptions for the border, Status for systems in a batch
+export.py    a potential as one compiled file
 lattice.py   algebra of cells and strains
 model/       Batch -> energy, one file per subsection of paper 4.2
 pool/        the working set that systems pass through, and its checkpoints

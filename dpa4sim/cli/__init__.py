@@ -23,6 +23,7 @@ VERBS = {
     "train": "train a network on labelled structures, or go on with a run",
     "eval": "errors against reference labels",
     "convert": "DeePMD-kit .pt <-> dpa4sim .safetensors",
+    "export": "a compiled file that runs without dpa4sim, or one for LAMMPS's ML-IAP",
     "info": "what a model is: size, elements, options, origin, licence",
     "doctor": "versions, GPU, kernels and a self-check",
 }
