@@ -30,8 +30,9 @@ from bench.record import save
 from dpa4sim.adapters.ase import from_atoms
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges, neighbors
+from dpa4sim.kernels.precision import matmul_precision
 from dpa4sim.model import DPA4
-from dpa4sim.train.compiled import fallbacks, force_pass, matmul_precision, prepare
+from dpa4sim.train.compiled import fallbacks, force_pass, prepare
 
 SPECIES = ("O", "H")
 SMALL = DPA4Config(species=SPECIES, channels=32, max_degree=2, n_blocks=3, so2_layers=4)

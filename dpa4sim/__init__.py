@@ -6,15 +6,20 @@ labelled structures -> data -> train -> Potential
 adapters/    the only place that speaks another project's vocabulary
 batch.py     Batch: many structures packed in flat tensors
 cli/         one file per verb
+composite.py models made of models: sums
 config.py    DPA4Config: the options of the network
 data/        labelled structures on disk -> training batches
+dispersion.py DFT-D3, a term for sums
 edges.py     neighbour lists, edge vectors, CSR order
+ensemble.py  several networks: mean and spread
+embed.py     descriptors and features of structures, and a file of them
 errors.py    exceptions for the border, Status for systems in a batch
 export.py    a potential as one compiled file
 lattice.py   algebra of cells and strains
 model/       Batch -> energy, one file per subsection of paper 4.2
 pool/        the working set that systems pass through, and its checkpoints
 potential.py energy -> forces, stress; precision; save and load
+property.py  PropertyModel: an invariant property instead of an energy; save and load
 relax/       Batch -> relaxed Batch + Status
 screen/      candidates -> energies above the convex hull
 simulate/    Batch -> trajectories
@@ -32,15 +37,20 @@ _HOME = {
     "ConfigError": "errors",
     "DPA4Config": "config",
     "DataError": "errors",
+    "Ensemble": "ensemble",
     "MDRun": "simulate",
     "ModelError": "errors",
     "Potential": "potential",
     "Prediction": "potential",
+    "PropertyModel": "property",
+    "PropertyPrediction": "property",
     "RelaxResult": "relax",
     "Relaxed": "relax",
     "ResumeError": "errors",
     "Status": "errors",
-    "load": "potential",
+    "d3": "dispersion",
+    "load": "ensemble",
+    "load_property": "property",
     "md": "simulate",
     "read_trajectory": "simulate",
     "relax": "relax",
@@ -54,15 +64,20 @@ __all__ = [
     "ConfigError",
     "DPA4Config",
     "DataError",
+    "Ensemble",
     "MDRun",
     "ModelError",
     "Potential",
     "Prediction",
+    "PropertyModel",
+    "PropertyPrediction",
     "RelaxResult",
     "Relaxed",
     "ResumeError",
     "Status",
+    "d3",
     "load",
+    "load_property",
     "md",
     "read_trajectory",
     "relax",
@@ -74,8 +89,11 @@ __all__ = [
 if TYPE_CHECKING:  # the same names for editors and type checkers
     from dpa4sim.batch import Batch
     from dpa4sim.config import DPA4Config
+    from dpa4sim.dispersion import d3
+    from dpa4sim.ensemble import Ensemble, load
     from dpa4sim.errors import ConfigError, DataError, ModelError, ResumeError, Status
-    from dpa4sim.potential import Potential, Prediction, load
+    from dpa4sim.potential import Potential, Prediction
+    from dpa4sim.property import PropertyModel, PropertyPrediction, load_property
     from dpa4sim.relax import Relaxed, RelaxResult, relax, relax_each
     from dpa4sim.screen.run import screen
     from dpa4sim.simulate import MDRun, md, read_trajectory

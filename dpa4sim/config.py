@@ -3,18 +3,57 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dpa4sim.errors import ConfigError
+
+PROPERTY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+"""Names that are also names of files and of HDF5 datasets."""
 
 LARGEST_DEGREE = 21
 """Largest degree l whose products a Lebedev rule integrates exactly."""
 
 NormPlace = Literal["before_convolution", "after_convolution", "before_ffn", "after_ffn"]
 GridOperation = Literal["product", "mlp", "branch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PropertyConfig:
+    """What a model predicts instead of an energy: an invariant property of the structure.
+
+    Args:
+        name: of the label: NAME.npy, or the key in a frame's info; empty for an energy model.
+        task_dim: numbers that the property has.
+        intensive: the property is the mean over the atoms' shares; else their sum.
+        by_species: the labels' statistics give each species a bias of its own.
+        hidden: hidden widths of the head; 0 chooses from C.
+        activation: of the hidden layers.
+        step_scales: learnable scales of the hidden layers that have a skip connection.
+    """
+
+    name: str = ""
+    task_dim: int = 1
+    intensive: bool = False
+    by_species: bool = True
+    hidden: tuple[int, ...] = (120, 120, 120)
+    activation: Literal["tanh", "silu", "gelu", "relu", "sigmoid", "softplus", "linear"] = "tanh"
+    step_scales: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.name and not PROPERTY_NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"property_head.name = {self.name!r} cannot name a label. Use letters, digits, "
+                "'_', '-' and '.'."
+            )
+        if self.task_dim < 1:
+            raise ConfigError(f"property_head.task_dim = {self.task_dim}; it must be at least 1.")
+        if any(width < 0 for width in self.hidden):
+            raise ConfigError(f"property_head.hidden = {self.hidden}; no width may be negative.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +106,7 @@ class DPA4Config:
         zbl_outer: end of the bridging window in Å.
         descriptor_version: behaviour of the reference implementation that made the weights.
         epsilon: guard of norms and lengths.
+        property_head: what to predict instead of an energy.
     """
 
     species: tuple[str, ...]
@@ -114,6 +154,7 @@ class DPA4Config:
     zbl_outer: float | None = None
     descriptor_version: Literal["1.0", "1.1", "1.2"] = "1.2"
     epsilon: float = 1e-7
+    property_head: PropertyConfig = field(default_factory=PropertyConfig)
 
     def __post_init__(self) -> None:
         for name in ("degree_schedule", "order_schedule", "radial_hidden", "energy_hidden"):
@@ -121,6 +162,11 @@ class DPA4Config:
         self._check_species()
         self._check_shape()
         self._check_zbl()
+        if self.property_head.name and self.zbl_inner is not None:
+            raise ConfigError(
+                f"A model of the property '{self.property_head.name}' has no ZBL energy. Leave out "
+                "zbl_inner and zbl_outer."
+            )
 
     @property
     def degrees(self) -> tuple[int, ...]:
@@ -165,7 +211,10 @@ class DPA4Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for TOML and the header of a model file."""
-        return asdict(self)
+        values = asdict(self)
+        if not self.property_head.name:
+            del values["property_head"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DPA4Config:

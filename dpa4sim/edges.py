@@ -36,6 +36,10 @@ PADDING_STRETCH = 2.0
 VESIN_BINS = 5e4
 """Bins of one cutoff's width in the largest box that vesin is given; it allows about 1e5."""
 
+MANY_CELLS = 3.0
+"""Cells that fit into the radius, along one periodic direction, from which the tree is faster than
+vesin: 14 times for four atoms of copper within the 32 Å of dispersion."""
+
 NAIVE_UP_TO = 1024
 """Atoms of the largest system up to which all pairs beat a cell list on CUDA."""
 
@@ -321,13 +325,15 @@ def _search_vesin(
 
     finder = NeighborList(cutoff=radius, full_list=True, n_threads=1)
     enclosed, enclosing = _enclose(positions, cell, batch.pbc, batch.system_idx)
-    n_bins = (_heights(enclosing) / radius).floor().clamp(min=1.0).prod(1).tolist()
+    widths = _heights(enclosing) / radius
+    n_bins = widths.floor().clamp(min=1.0).prod(1).tolist()
+    n_cells = torch.where(batch.pbc, 1 / widths, 0.0).amax(1).tolist()
     points, boxes, flags = enclosed.numpy(), enclosing.numpy(), batch.pbc.numpy()
     pairs, images = [np.zeros((0, 2), np.int64)], [np.zeros((0, 3), np.int64)]
     start = 0
     for system, count in enumerate(batch.n_atoms.tolist()):
         stop = start + count
-        if n_bins[system] > VESIN_BINS:
+        if n_bins[system] > VESIN_BINS or n_cells[system] > MANY_CELLS:
             found = _search_tree(points[start:stop], boxes[system], flags[system], radius)
         else:
             found = finder.compute(
@@ -343,10 +349,10 @@ def _search_vesin(
 def _search_tree(
     points: np.ndarray, box: np.ndarray, pbc: np.ndarray, radius: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs and images of one system whose box is mostly empty, by a k-d tree.
+    """Pairs and images of one system whose box is mostly empty, or small, by a k-d tree.
 
-    Needed because vesin ends the process by an integer division by zero when a wide and thin
-    system asks for more bins than it allows: two fragments of a molecule that fly apart.
+    Needed for the former because vesin ends the process by an integer division by zero when a wide
+    and thin system asks for more bins than it allows: two fragments of a molecule that fly apart.
     """
     from scipy.spatial import cKDTree
 

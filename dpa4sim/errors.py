@@ -35,6 +35,7 @@ class Status(IntEnum):
     OUT_OF_MEMORY = 6
     INVALID = 7
     COMPLETED = 8
+    UNCERTAIN = 9
 
     @property
     def sentence(self) -> str:
@@ -52,9 +53,17 @@ _SENTENCES = {
     Status.OUT_OF_MEMORY: "the system does not fit on the device by itself",
     Status.INVALID: "the input structure cannot be used",
     Status.COMPLETED: "ran to its last step",
+    Status.UNCERTAIN: "the members of the ensemble disagree by more than max_force_spread",
 }
 
 SICK = frozenset(
-    {Status.NOT_FINITE, Status.EXPLODED, Status.COLLAPSED, Status.OUT_OF_MEMORY, Status.INVALID}
+    {
+        Status.NOT_FINITE,
+        Status.EXPLODED,
+        Status.COLLAPSED,
+        Status.OUT_OF_MEMORY,
+        Status.INVALID,
+        Status.UNCERTAIN,
+    }
 )
 """What `strict=True` raises about; running out of steps is an answer, not a sickness."""

@@ -27,6 +27,8 @@ CURVES = {
     "energy_mae": "energy MAE (meV/atom)",
     "force_mae": "force MAE (meV/Å)",
     "stress_mae": "stress MAE (GPa)",
+    "property_mae": "MAE of the property",
+    "property_scaled_mae": "MAE / spread of the labels",
 }
 """Columns of train.csv that are drawn."""
 
@@ -74,7 +76,7 @@ def draw_parity(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str |
 
     Args:
         panels: by quantity (energy, forces, stress): reference and prediction in eV/atom, eV/Å
-            or eV/Å^3.
+            or eV/Å^3; under any other name, of a property in its own unit.
         path: .png, .pdf or .svg.
     """
     from matplotlib.figure import Figure
@@ -83,7 +85,7 @@ def draw_parity(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str |
     for axes, (name, (reference, predicted)) in zip(
         np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True
     ):
-        what, unit, factor, error_unit = AXES[name]
+        what, unit, factor, error_unit = AXES.get(name, (name, "", 1.0, ""))
         _style(axes)
         low, high = _limits(reference, predicted)
         axes.plot([low, high], [low, high], color=FAINT, linewidth=1, zorder=1)
@@ -92,8 +94,9 @@ def draw_parity(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str |
         else:
             axes.scatter(reference, predicted, s=9, color=PALETTE[0], alpha=0.6, linewidths=0)
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-        axes.set_xlabel(f"reference {what} ({unit})", color=INK)
-        axes.set_ylabel(f"predicted {what} ({unit})", color=INK)
+        where = f"{what} ({unit})" if unit else what
+        axes.set_xlabel(f"reference {where}", color=INK)
+        axes.set_ylabel(f"predicted {where}", color=INK)
         error = factor * (predicted - reference)
         mae, rmse = np.abs(error).mean(), np.sqrt((error**2).mean())
         text = f"MAE {mae:.3g} {error_unit}\nRMSE {rmse:.3g} {error_unit}\n{len(error)} values"
@@ -113,7 +116,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
     panels = [
         (name, label)
         for name, label in CURVES.items()
-        if any(np.isfinite(row[f"valid_{name}"]) for row in rows)
+        if any(np.isfinite(row.get(f"valid_{name}", np.nan)) for row in rows)
     ]
     figure = Figure(figsize=(4.2 * (len(panels) + 1), 3.6), dpi=DPI, layout="constrained")
     *errors, last = np.ravel(figure.subplots(1, len(panels) + 1))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,11 +19,24 @@ from dpa4sim.complaint import complaints
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges, neighbors
 from dpa4sim.errors import ConfigError, DataError, ModelError
+from dpa4sim.kernels.precision import PRECISION, matmul_precision
+from dpa4sim.kernels.triton_plan import Accuracy, EdgeGraph, available, check_accuracy
 from dpa4sim.model import DPA4
+
+if TYPE_CHECKING:
+    from dpa4sim.compiled import Network
+    from dpa4sim.composite import Sum
+    from dpa4sim.embed import Embedding
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 FORMAT = "dpa4sim-1"
 """Written into every model file; a file with another format is refused."""
+
+COMPILED_UP_TO = 6000
+"""Edges.  On a processor larger batches are faster by the kernels written by hand (bench modes)."""
+
+ENSEMBLE_FORMAT = "dpa4sim-ensemble-1"
+"""Written into files of several members, see `dpa4sim.ensemble`."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,9 @@ class Prediction:
         atomic_energies: eV; they sum to `energy`.
         descriptors: the scalars that the energy is read from, on request.
         edges: the neighbour list that was used, for whoever can use it again; float64 vectors.
+        force_spread: root mean square of |F - mean F| over the members of an ensemble, eV/Å.
+        energy_spread: standard deviation of their energies, eV per atom.
+        uncertain: whether an atom's force spread is beyond the limit of the ensemble.
     """
 
     energy: Float[Tensor, " system"]
@@ -45,6 +61,9 @@ class Prediction:
     atomic_energies: Float[Tensor, " atom"]
     descriptors: Float[Tensor, "atom channel"] | None = None
     edges: Edges | None = None
+    force_spread: Float[Tensor, " atom"] | None = None
+    energy_spread: Float[Tensor, " system"] | None = None
+    uncertain: Bool[Tensor, " system"] | None = None
 
 
 @runtime_checkable
@@ -69,9 +88,15 @@ class Potential:
         card: origin of the weights, training record, licence; kept in the model file.
         device: where to compute.
         dtype: "float32" or "float64", the precision of the network.
+        compile: run the network as one compiled graph; making it takes minutes, once for each
+            model, precision and kind of processor (`dpa4sim.compiled`).
+        kernels: "torch", or "triton" for the Triton kernels, on CUDA in float32.
+        accuracy: of products of float32 matrices: "exact" as such; "high", which Triton makes of
+            three TF32 products; "fast", of shorter numbers (docs/performance.md has the errors).
 
     Raises:
         ConfigError: another dtype.
+        ModelError: the network predicts a property, no energies; or it cannot be compiled.
     """
 
     def __init__(
@@ -81,8 +106,17 @@ class Potential:
         card: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
         dtype: str = "float32",
+        compile: bool = False,
+        kernels: Literal["torch", "triton"] = "torch",
+        accuracy: Accuracy = "exact",
     ) -> None:
-        self.dtype = _dtype(dtype)
+        name = model.config.property_head.name
+        if name:
+            raise ModelError(
+                f"This model predicts the property '{name}' and no energy, so there are no forces. "
+                "Ask it by `dpa4sim eval`, or open it by dpa4sim.load_property(PATH)."
+            )
+        self.dtype = network_dtype(dtype)
         self.device = torch.device(device)
         self.model = model.to(self.device, self.dtype).eval().requires_grad_(False)
         self.config = model.config
@@ -90,6 +124,14 @@ class Potential:
         rows = torch.full((120,), -1)
         rows[list(self.config.atomic_numbers)] = torch.arange(len(self.config.species))
         self._species_of = rows.to(self.device)
+        self.kernels, self.accuracy = kernels, accuracy
+        self._check_kernels(compile)
+        self.model.use_triton(accuracy if kernels == "triton" else None)
+        self.network: Network | None = None
+        if compile:
+            from dpa4sim.compiled import compiled
+
+            self.network = compiled(self)
 
     @property
     def cutoff(self) -> float:
@@ -101,18 +143,36 @@ class Potential:
         """Atomic numbers that the network was made for."""
         return frozenset(self.config.atomic_numbers)
 
-    def __call__(self, batch: Batch, *, descriptors: bool = False) -> Prediction:
-        """Energy, forces and stress of a trusted batch on this device; see `evaluate`."""
-        found = neighbors(batch, self.cutoff)
-        vector = found.vector.detach().to(self.dtype).requires_grad_(True)
-        edges = Edges(found.center, found.neighbor, vector, found.row_ptr)
-        species = self._species_of[batch.atomic_numbers]
-        charge, spin = self._state(batch)
-        with torch.enable_grad():
-            atomic, features = self.model(species, edges, charge, spin)
-            (gradient,) = torch.autograd.grad(atomic.sum(), vector)
-        values = features.detach().double() if descriptors else None
-        prediction = assemble(batch, found, atomic.detach(), gradient, values)
+    def __add__(self, other: EnergyModel) -> Sum:
+        """The sum of both energies, such as `potential + dpa4sim.d3("pbe")`."""
+        from dpa4sim.composite import Sum
+
+        return Sum([self, other])
+
+    def __call__(
+        self, batch: Batch, *, descriptors: bool = False, edges: Edges | None = None
+    ) -> Prediction:
+        """Energy, forces and stress of a trusted batch on this device; see `evaluate`.
+
+        Args:
+            edges: of this batch within the cutoff, where somebody has searched them already.
+        """
+        found = neighbors(batch, self.cutoff) if edges is None else edges
+        vector = found.vector.detach().to(self.dtype)
+        species, state = self._species_of[batch.atomic_numbers], self._state(batch)
+        network = None if descriptors else self._compiled_for(found)
+        if network is not None:
+            given = [value for value in state if value is not None]
+            atomic, gradient = network(species, found.center, found.neighbor, vector, *given)
+            values = None
+        else:
+            edges = Edges(found.center, found.neighbor, vector.requires_grad_(True), found.row_ptr)
+            with torch.enable_grad(), matmul_precision(PRECISION[self.accuracy]):
+                atomic, features = self.model(species, edges, *state)
+                (gradient,) = torch.autograd.grad(atomic.sum(), edges.vector)
+            values = features.detach().double() if descriptors else None
+        sums = assemble_by_triton if self.kernels == "triton" else assemble
+        prediction = sums(batch, found, atomic.detach(), gradient, values)
         searched = found.searched
         return prediction if searched is None else without(prediction, batch, ~searched)
 
@@ -128,63 +188,100 @@ class Potential:
         """
         from dpa4sim.adapters.files import structures_to_batches
 
-        systems = structures_to_batches(structures)
-        reasons = complaints(systems, self.known_elements)
-        for index, (system, wrong) in enumerate(zip(systems, reasons, strict=True)):
-            reason = wrong or self._state_complaint(system)
-            if reason is not None:
-                names = ", ".join(self.config.species)
-                hint = f" It knows {names}." if "does not know" in reason else ""
-                raise DataError(f"Structure {index} cannot be evaluated: {reason}.{hint}")
-        batch = Batch.concatenate(systems).to(self.device)
+        batch = checked_batch(structures_to_batches(structures), self.config).to(self.device)
         return replace(self(batch, descriptors=descriptors), edges=None)
+
+    def embed(self, structures: Any) -> Embedding:
+        """Descriptors and features of structures, in one batch; see `dpa4sim.embed`.
+
+        Raises:
+            DataError: a structure cannot be used; the message says which and why.
+        """
+        from dpa4sim.embed import embed
+
+        return embed(self, structures)
+
+    def _compiled_for(self, edges: Edges) -> Network | None:
+        """The compiled network where it is the faster one."""
+        large = self.device.type == "cpu" and edges.n_edges > COMPILED_UP_TO
+        return None if large or len(edges.row_ptr) == 1 else self.network
+
+    def _check_kernels(self, compile: bool) -> None:
+        check_accuracy(self.accuracy)
+        if self.kernels not in ("torch", "triton"):
+            raise ConfigError(f"kernels = {self.kernels!r}. Choose 'torch' or 'triton'.")
+        if self.kernels == "triton" and not available(self.device, self.dtype):
+            raise ConfigError(
+                f"There are no Triton kernels for {self.dtype} on {self.device}; they need float32 "
+                "on a CUDA device. Leave kernels='triton' out."
+            )
+        if compile and (self.kernels == "triton" or self.accuracy != "exact"):
+            raise ConfigError(
+                "compile=True brings its own kernels and their accuracy. Choose it, or kernels= "
+                "and accuracy=."
+            )
 
     def save(self, path: str | Path) -> None:
         """Write a .safetensors file: weights, and a JSON header with config, units and card.
 
         The file appears whole or not at all.
         """
-        path = Path(path)
-        header = {
-            "format": FORMAT,
-            "config": self.config.to_dict(),
-            "units": {"length": "angstrom", "energy": "eV"},
-            "card": self.card,
-        }
-        partial = path.with_name(f".{path.name}.partial")
-        state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-        save_file(state, partial, metadata={"dpa4sim": json.dumps(header)})  # one key: same bytes
-        partial.replace(path)
-
-    def _state_complaint(self, system: Batch) -> str | None:
-        """What is wrong with a structure's charge and spin for this model."""
-        if not self.config.charge_spin:
-            return None
-        for name, low, high in (("charge", -100, 99), ("spin", 0, 99)):
-            given = getattr(system, name)
-            value = 0.0 if given is None else float(given[0])
-            if value != round(value) or not low <= value <= high:
-                return f"its {name} is {value:g}; this model takes whole numbers {low} to {high}"
-        return None
+        write_safetensors(self.model, self.card, Path(path), {"length": "angstrom", "energy": "eV"})
 
     def _state(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Charge and spin of each atom's system, from the batch or the config's defaults."""
-        if not self.config.charge_spin:
-            return None, None
-        default = self.config.default_charge_spin or (None, None)
-        values = []
-        for name, value in zip(("charge", "spin"), default, strict=True):
-            given = getattr(batch, name)
-            if given is not None:
-                values.append(given.double()[batch.system_idx])
-                continue
-            if value is None:
-                raise DataError(
-                    f"This model is conditioned on charge and spin, and the structures carry no "
-                    f"'{name}'. Set atoms.info['{name}'] on each of them."
-                )
-            values.append(batch.positions.new_full((len(batch.positions),), value))
-        return values[0], values[1]
+        return charge_and_spin(batch, self.config)
+
+
+def checked_batch(systems: Sequence[Batch], config: DPA4Config) -> Batch:
+    """One batch of structures that a model can take.
+
+    Raises:
+        DataError: a structure cannot be used; the message says which and why.
+    """
+    reasons = complaints(systems, frozenset(config.atomic_numbers))
+    for index, (system, wrong) in enumerate(zip(systems, reasons, strict=True)):
+        reason = wrong or state_complaint(system, config)
+        if reason is not None:
+            names = ", ".join(config.species)
+            hint = f" It knows {names}." if "does not know" in reason else ""
+            raise DataError(f"Structure {index} cannot be evaluated: {reason}.{hint}")
+    return Batch.concatenate(systems)
+
+
+def state_complaint(system: Batch, config: DPA4Config) -> str | None:
+    """What is wrong with a structure's charge and spin for a model."""
+    if not config.charge_spin:
+        return None
+    for name, low, high in (("charge", -100, 99), ("spin", 0, 99)):
+        given = getattr(system, name)
+        value = 0.0 if given is None else float(given[0])
+        if value != round(value) or not low <= value <= high:
+            return f"its {name} is {value:g}; this model takes whole numbers {low} to {high}"
+    return None
+
+
+def charge_and_spin(batch: Batch, config: DPA4Config) -> tuple[Tensor | None, Tensor | None]:
+    """Charge and spin of each atom's system, from the batch or the config's defaults.
+
+    Raises:
+        DataError: the model needs them, and neither has them.
+    """
+    if not config.charge_spin:
+        return None, None
+    default = config.default_charge_spin or (None, None)
+    values = []
+    for name, value in zip(("charge", "spin"), default, strict=True):
+        given = getattr(batch, name)
+        if given is not None:
+            values.append(given.double()[batch.system_idx])
+            continue
+        if value is None:
+            raise DataError(
+                f"This model is conditioned on charge and spin, and the structures carry no "
+                f"'{name}'. Set atoms.info['{name}'] on each of them."
+            )
+        values.append(batch.positions.new_full((len(batch.positions),), value))
+    return values[0], values[1]
 
 
 def load(
@@ -193,14 +290,32 @@ def load(
     branch: str | None = None,
     device: str | torch.device = "cpu",
     dtype: str = "float32",
+    compile: bool = False,
+    kernels: Literal["torch", "triton"] = "torch",
+    accuracy: Accuracy = "exact",
 ) -> Potential:
-    """Open a model.
+    """Open one network; see `dpa4sim.ensemble.load` for several.
 
     Args:
         model: a released name ("seed"), a .safetensors file, or a DeePMD-kit .pt checkpoint.
         branch: branch of a multi-task DeePMD-kit checkpoint.
         device: where to compute, such as "cpu" or "cuda".
         dtype: "float32" or "float64".
+        compile, kernels, accuracy: as of `Potential`.
+
+    Raises:
+        ModelError: no such model, a damaged or foreign file, an unsupported option, or a model of
+            a property.
+    """
+    network, card = read_network(model, branch, dtype)
+    speed: dict[str, Any] = {"compile": compile, "kernels": kernels, "accuracy": accuracy}
+    return Potential(network, card=card, device=device, dtype=dtype, **speed)
+
+
+def read_network(
+    model: str | Path, branch: str | None = None, dtype: str = "float32"
+) -> tuple[DPA4, dict[str, Any]]:
+    """Network and card of any model, of energies or of a property; arguments of `load`.
 
     Raises:
         ModelError: no such model, a damaged or foreign file, or an unsupported option.
@@ -218,15 +333,26 @@ def load(
 
         config, state = read_deepmd(path, branch)
         card = {"origin": f"DeePMD-kit checkpoint {path.name}"}
-    network = DPA4(config, dtype=_dtype(dtype))
+    network = DPA4(config, dtype=network_dtype(dtype))
     fill(network, state, str(path))
-    return Potential(network, card=card, device=device, dtype=dtype)
+    return network, card
 
 
 def released() -> dict[str, Path]:
     """Models inside the package, by name."""
     folder = Path(__file__).parent / "models"
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def write_safetensors(
+    model: DPA4, card: Mapping[str, Any], path: Path, units: Mapping[str, str]
+) -> None:
+    """A model file, whole or not at all."""
+    header = {"format": FORMAT, "config": model.config.to_dict(), "units": units, "card": card}
+    partial = path.with_name(f".{path.name}.partial")
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, partial, metadata={"dpa4sim": json.dumps(header)})  # one key: same bytes
+    partial.replace(path)
 
 
 def read_safetensors(path: Path) -> tuple[DPA4Config, dict[str, Tensor], dict[str, Any]]:
@@ -248,6 +374,11 @@ def read_safetensors(path: Path) -> tuple[DPA4Config, dict[str, Tensor], dict[st
     try:
         header = json.loads(metadata["dpa4sim"])
         found = header.get("format")
+        if found == ENSEMBLE_FORMAT:
+            raise ModelError(
+                f"{path} holds {len(header['members'])} members, and this needs one network. Save "
+                f"one: dpa4sim.load({str(path)!r}).members[0].save('member.safetensors')."
+            )
         if found != FORMAT:
             raise ModelError(f"{path} has the format {found!r}; this version reads '{FORMAT}'.")
         config, card = DPA4Config.from_dict(header["config"]), header.get("card", {})
@@ -310,6 +441,25 @@ def assemble(
     return Prediction(energy, forces, stress, energies, descriptors, edges)
 
 
+def assemble_by_triton(
+    batch: Batch,
+    edges: Edges,
+    atomic_energies: Float[Tensor, " atom"],
+    vector_gradient: Float[Tensor, "edge 3"],
+    descriptors: Float[Tensor, "atom channel"] | None = None,
+) -> Prediction:
+    """`assemble` by kernels whose sums have one order, on CUDA too."""
+    from dpa4sim.kernels.triton_assemble import assemble_sums
+
+    graph = EdgeGraph.build(edges.neighbor, edges.row_ptr)
+    forces, virial, energy = assemble_sums(
+        vector_gradient, edges.vector, atomic_energies, graph, batch.n_atoms
+    )
+    volume = torch.where(batch.volume > 0, batch.volume, torch.nan)[:, None, None]
+    stress = 0.5 * (virial + virial.transpose(1, 2)) / volume
+    return Prediction(energy, forces, stress, atomic_energies.double(), descriptors, edges)
+
+
 def without(prediction: Prediction, batch: Batch, broken: Bool[Tensor, " system"]) -> Prediction:
     """NaN for systems that have no edges only because they are broken: zero force is no answer."""
     atoms = broken[batch.system_idx]
@@ -322,7 +472,12 @@ def without(prediction: Prediction, batch: Batch, broken: Bool[Tensor, " system"
     )
 
 
-def _dtype(name: str) -> torch.dtype:
+def network_dtype(name: str) -> torch.dtype:
+    """The precision of this name.
+
+    Raises:
+        ConfigError: another name.
+    """
     if name not in DTYPES:
         raise ConfigError(f"dtype = {name!r}. Choose 'float32' or 'float64'.")
     return DTYPES[name]

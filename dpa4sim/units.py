@@ -14,3 +14,6 @@ COULOMB_EV_A = 14.3996
 
 BOHR_A = 0.5291772109
 """Bohr radius in Å, as precise as the reference implementation has it."""
+
+HARTREE_EV = 27.21138602
+"""Hartree's energy in eV (CODATA 2014)."""

@@ -289,5 +289,46 @@ def test_charge_or_spin_out_of_the_tables_is_refused(charge, spin):
 
 
 def test_names_at_the_top():
-    assert dpa4sim.load is load
+    assert dpa4sim.load is dpa4sim.ensemble.load
     assert dpa4sim.Potential is Potential
+
+
+@pytest.mark.parametrize(
+    ("asked", "match"),
+    [
+        ({"accuracy": "good"}, "'exact', 'high', 'fast'"),
+        ({"kernels": "cuda"}, "'torch' or 'triton'"),
+        ({"kernels": "triton"}, "float32 on a CUDA device"),
+        ({"compile": True, "accuracy": "fast"}, "Choose it, or"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(asked, match):
+    with pytest.raises(ConfigError, match=match):
+        Potential(random_model(BASE), **asked)
+
+
+@pytest.mark.parametrize("accuracy", ["exact", "high", "fast"])
+@pytest.mark.parametrize("before", ["highest", "medium"])
+def test_accuracy_holds_for_the_evaluation_and_no_longer(accuracy, before, monkeypatch):
+    potential = Potential(random_model(BASE), accuracy=accuracy)
+    forward, seen = potential.model.forward, []
+
+    def observed(*inputs):
+        seen.append(torch.get_float32_matmul_precision())
+        return forward(*inputs)
+
+    monkeypatch.setattr(potential.model, "forward", observed)
+    torch.set_float32_matmul_precision(before)
+    try:
+        potential(crystal())
+        assert seen == ["medium" if accuracy == "fast" else "highest"]
+        assert torch.get_float32_matmul_precision() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_fast_products_stay_near_exact_ones():
+    exact = Potential(random_model(BASE), dtype="float64")(crystal())
+    fast = Potential(random_model(BASE), accuracy="fast")(crystal())
+    scale = float(exact.forces.abs().max())
+    assert float((fast.forces - exact.forces).abs().max()) < 1e-3 * scale

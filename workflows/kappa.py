@@ -31,11 +31,11 @@ import spglib
 from ase import Atoms
 from ase.io import iread
 from jaxtyping import Float
+from recipe import forces_of as forces_in_batches
 from recipe import leave
 
 import dpa4sim
-from dpa4sim.adapters.ase import from_atoms, to_atoms
-from dpa4sim.batch import Batch
+from dpa4sim.adapters.ase import to_atoms
 from dpa4sim.cli.options import open_model
 from dpa4sim.cli.table import fixed, table
 from dpa4sim.errors import ConfigError, DataError, Status
@@ -70,13 +70,10 @@ def forces_of(
         n_atoms: of every cell.
     """
     found = np.zeros((len(cells), n_atoms, 3))
-    wanted = [place for place, cell in enumerate(cells) if cell is not None]
-    at_once = max(1, ATOMS_AT_ONCE // n_atoms)
-    for start in range(0, len(wanted), at_once):
-        places = wanted[start : start + at_once]
-        batch = Batch.concatenate([from_atoms(cells[place]) for place in places])
-        forces = potential(batch.to(potential.device)).forces.detach().cpu().double().numpy()
-        found[places] = forces.reshape(len(places), n_atoms, 3)
+    wanted = {place: cell for place, cell in enumerate(cells) if cell is not None}
+    forces = forces_in_batches(potential, list(wanted.values()), ATOMS_AT_ONCE)
+    for place, each in zip(wanted, forces, strict=True):
+        found[place] = each
     return found
 
 

@@ -9,17 +9,19 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import spglib
 from ase import Atoms
+from jaxtyping import Float
 
 import dpa4sim
 from dpa4sim.adapters.ase import from_atoms, to_atoms
 from dpa4sim.adapters.files import read_structures
-from dpa4sim.batch import symbol
+from dpa4sim.batch import Batch, symbol
 from dpa4sim.cli.options import open_model
 from dpa4sim.complaint import complaint
 from dpa4sim.errors import ConfigError, DataError, Dpa4simError, Status
@@ -220,6 +222,21 @@ def relaxed(
         else:
             notes.append(f"{crystal.name} did not relax: {result.reasons[i]}.")
     return good, notes
+
+
+def forces_of(
+    potential: EnergyModel, cells: Sequence[Atoms], atoms_at_once: int
+) -> list[Float[np.ndarray, "atom 3"]]:
+    """Forces of unlike cells, eV/Å, as many in one evaluation as have so many atoms."""
+    found: list[np.ndarray] = []
+    while len(found) < len(cells):
+        sizes = accumulate(len(cell) for cell in cells[len(found) :])
+        count = max(1, sum(size <= atoms_at_once for size in sizes))
+        group = cells[len(found) : len(found) + count]
+        batch = Batch.concatenate([from_atoms(cell) for cell in group])
+        forces = potential(batch.to(potential.device)).forces.detach().cpu().double().numpy()
+        found += np.split(forces, np.cumsum([len(cell) for cell in group])[:-1])
+    return found
 
 
 def finish(

@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dpa4sim.adapters.deepmd_property import (
+    PROPERTY_RENAMED,
+    property_head_from_deepmd,
+    property_head_to_deepmd,
+)
 from dpa4sim.config import DPA4Config
 from dpa4sim.errors import ConfigError, ModelError
 
 PLACES = ("before_convolution", "after_convolution", "before_ffn", "after_ffn")
 DESCRIPTOR_TYPES = ("dpa4", "sezm")
-FITTING_TYPES = ("dpa4_ener", "sezm_ener")
+FITTING_TYPES = ("dpa4_ener", "sezm_ener", "property")
 
 RENAMED = {
     "rcut": "cutoff",
@@ -180,6 +185,13 @@ FITTING_HARMLESS = {
 }
 
 
+PROPERTY_INACTIVE = {
+    key: valid
+    for key, valid in FITTING_INACTIVE.items()
+    if key not in ("activation_function", "resnet_dt", "bias_out")
+} | {"bias_atom_p": (None,), "exclude_types": ([], None)}
+
+
 def config_from_deepmd(model: Mapping[str, Any], version: float, source: str) -> DPA4Config:
     """The network that a DeePMD-kit model section describes.
 
@@ -195,7 +207,12 @@ def config_from_deepmd(model: Mapping[str, Any], version: float, source: str) ->
     given = dict(model.get("descriptor", {}))
     fitting = dict(model.get("fitting_net", {}))
     _refuse(given, {*RENAMED, *DEFAULTS, *HARMLESS}, INACTIVE, source, "descriptor.")
-    _refuse(fitting, FITTING_HARMLESS, FITTING_INACTIVE, source, "fitting_net.")
+    of_property = _is_property(model)
+    if of_property:
+        known = FITTING_HARMLESS | set(PROPERTY_RENAMED)
+        _refuse(fitting, known, PROPERTY_INACTIVE, source, "fitting_net.")
+    else:
+        _refuse(fitting, FITTING_HARMLESS, FITTING_INACTIVE, source, "fitting_net.")
     if given.get("so2_layers") is not None:  # the old name wins in DeePMD-kit
         given["mixing_layers"] = given["so2_layers"]
     options = {**DEFAULTS, **given}
@@ -212,7 +229,10 @@ def config_from_deepmd(model: Mapping[str, Any], version: float, source: str) ->
     names = model["type_map"]
     values["excluded_pairs"] = [[names[i], names[j]] for i, j in pairs]
     values["default_charge_spin"] = list(options["default_chg_spin"] or [])
-    values["energy_hidden"] = list(fitting.get("neuron", [0]))
+    if of_property:
+        values["property_head"] = property_head_from_deepmd(fitting, source)
+    else:
+        values["energy_hidden"] = list(fitting.get("neuron", [0]))
     values["descriptor_version"] = _version(version, source)
     values |= _bridging(model)
     try:
@@ -253,12 +273,14 @@ def config_to_deepmd(config: DPA4Config, precision: str) -> dict[str, Any]:
         descriptor["m_schedule"] = list(config.order_schedule)
     if config.default_charge_spin:
         descriptor["default_chg_spin"] = list(config.default_charge_spin)
-    neuron = list(config.energy_hidden)
+    fitting = {"type": "dpa4_ener", "neuron": list(config.energy_hidden)}
+    if config.property_head.name:
+        fitting = property_head_to_deepmd(config)
     model: dict[str, Any] = {
         "type": "dpa4",
         "type_map": list(names),
         "descriptor": descriptor,
-        "fitting_net": {"type": "dpa4_ener", "neuron": neuron, "precision": precision},
+        "fitting_net": {**fitting, "precision": precision},
     }
     if config.zbl_inner is not None:
         model["bridging_method"] = "zbl"
@@ -268,17 +290,17 @@ def config_to_deepmd(config: DPA4Config, precision: str) -> dict[str, Any]:
 
 
 def _refuse_model_options(model: Mapping[str, Any], source: str) -> None:
-    for section, key, valid in (
-        ("", "type", DESCRIPTOR_TYPES),
-        ("descriptor.", "type", DESCRIPTOR_TYPES),
-        ("fitting_net.", "type", FITTING_TYPES),
+    for section, key, valid, choices in (
+        ("", "type", DESCRIPTOR_TYPES, "'dpa4'"),
+        ("descriptor.", "type", DESCRIPTOR_TYPES, "'dpa4'"),
+        ("fitting_net.", "type", FITTING_TYPES, "'dpa4_ener' or 'property'"),
     ):
         table = model.get(section[:-1], {}) if section else model
         kind = str(table.get(key, valid[0])).lower()
         if kind not in valid and not (section == "" and kind == "standard"):
             raise ModelError(
                 f"{source} holds a DeePMD-kit model with {section}{key} = '{table[key]}'. "
-                f"dpa4sim reads DPA4 energy models, {section}{key} = '{valid[0]}'."
+                f"dpa4sim reads DPA4 energy models and property models, {section}{key} = {choices}."
             )
     if "type_map" not in model:
         raise ModelError(f"{source} has no 'type_map', so its elements are unknown.")
@@ -288,6 +310,10 @@ def _refuse_model_options(model: Mapping[str, Any], source: str) -> None:
                 f"{source} uses the model option '{key}' = {value!r}, "
                 "which dpa4sim does not compute."
             )
+
+
+def _is_property(model: Mapping[str, Any]) -> bool:
+    return str(model.get("fitting_net", {}).get("type", "")).lower() == "property"
 
 
 def _refuse(

@@ -24,6 +24,7 @@ VERBS = {
     "eval": "errors against reference labels",
     "convert": "DeePMD-kit .pt <-> dpa4sim .safetensors",
     "export": "a compiled file that runs without dpa4sim, or one for LAMMPS's ML-IAP",
+    "embed": "descriptors and features of structures, as one HDF5 file",
     "info": "what a model is: size, elements, options, origin, licence",
     "doctor": "versions, GPU, kernels and a self-check",
 }

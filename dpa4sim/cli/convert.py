@@ -38,11 +38,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _from_deepmd(source: Path, out: Path, branch: str | None) -> int:
     from dpa4sim.adapters.deepmd import read_deepmd
-    from dpa4sim.potential import load
+    from dpa4sim.property import load_any
 
     _, state = read_deepmd(source, branch)
     dtype = str(state["species_table"].dtype).removeprefix("torch.")
-    load(source, branch=branch, dtype=dtype).save(out)
+    load_any(source, branch=branch, dtype=dtype).save(out)
     return len(state)
 
 

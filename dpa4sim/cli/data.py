@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dpa4sim.cli.options import check_output
 from dpa4sim.cli.table import properties, table
+from dpa4sim.config import PROPERTY_NAME
 from dpa4sim.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -47,9 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument(
         "--require",
         nargs="+",
-        default=["energy", "forces"],
         metavar="LABEL",
-        help="labels that every frame must have [energy forces]",
+        help="labels that every frame must have [energy forces, or the properties if given]",
     )
     check.add_argument("--model", help="a trusted model to compare signs and units with")
     check.add_argument(
@@ -67,12 +67,24 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", metavar="IN", nargs="+", help="files or folders with labels")
     for name in LABELS:
         parser.add_argument(f"--{name}-key", metavar="KEY", help=f"where the {name} labels are")
+    parser.add_argument(
+        "--property",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="also read this property of the structures: NAME.npy of DeePMD data, the key NAME of "
+        "an extxyz frame; may be given several times",
+    )
 
 
 def _keys(args: argparse.Namespace) -> LabelKeys:
     from dpa4sim.data.frame import LabelKeys
 
-    return LabelKeys(**{name: getattr(args, f"{name}_key") for name in LABELS})
+    for name in args.property:
+        if not PROPERTY_NAME.fullmatch(name):
+            raise ConfigError(f"--property {name!r} cannot be a name. Use letters, digits and '_'.")
+    keys = {name: getattr(args, f"{name}_key") for name in LABELS}
+    return LabelKeys(**keys, properties=tuple(args.property))
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -91,6 +103,7 @@ def _convert(args: argparse.Namespace) -> int:
         print(f"left out: {error}", file=sys.stderr)
     store = Store(args.out)
     has = [f"{int(store.has(name).sum())} {name}" for name in LABELS[:3]]
+    has += [f"{int(store.has_property(name).sum())} {name}" for name in store.properties]
     left_out = f", {len(refused)} left out" if refused else ""
     print(f"{args.out}: {len(store)} frames ({', '.join(has)}){left_out}")
     print(f"content {store.content_hash}")
@@ -120,6 +133,9 @@ def _info(args: argparse.Namespace) -> int:
         rows.insert(
             4, ("subsets", fill("  ".join(f"{n or '-'} {k}" for n, k in found.subsets.items()), 80))
         )
+    if store.properties:
+        numbers = ((name, f"{width} numbers") for name, width in store.properties.items())
+        rows.append(("properties", "  ".join(f"{name}: {text}" for name, text in numbers)))
     if store.has("energy").any():
         shifts = zip(store.species, energy_shifts(store), strict=True)
         rows.append(("fitted eV", fill("  ".join(f"{name} {e:.3f}" for name, e in shifts), 80)))
@@ -155,7 +171,8 @@ def _check(args: argparse.Namespace) -> int:
 
         model = load(args.model)
     keys = _keys(args)
-    problems = check(lambda: read_entries(args.inputs, keys), require=args.require, model=model)
+    require = args.require or ([] if args.property else ["energy", "forces"])
+    problems = check(lambda: read_entries(args.inputs, keys), require=require, model=model)
     if not problems:
         print("no problem found")
         return 0

@@ -1,4 +1,4 @@
-"""dpa4sim eval MODEL DATA: errors against reference labels."""
+"""dpa4sim eval MODEL DATA: errors against reference labels, of energies or of a property."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dpa4sim.cli.options import add_model, check_output, open_model, written_whole
+from dpa4sim.cli.options import add_model, add_speed, check_output, open_any_model, written_whole
 from dpa4sim.cli.table import table
 from dpa4sim.errors import ConfigError, DataError
 from dpa4sim.units import GPA_PER_EV_A3
 
 if TYPE_CHECKING:
+    from dpa4sim.batch import Batch
     from dpa4sim.data.frame import Frame
     from dpa4sim.potential import Potential
+    from dpa4sim.property import PropertyModel
 
 QUANTITIES = ("energy", "forces", "stress")
 UNITS = {"energy": ("meV/atom", 1e3), "forces": ("meV/Å", 1e3), "stress": ("meV/Å^3", 1e3)}
@@ -63,6 +65,7 @@ class Pairs:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, DATA, the keys of the labels, and the plot."""
     add_model(parser)
+    add_speed(parser)
     parser.add_argument("data", metavar="DATA", help="labelled structures, in any format")
     for name in QUANTITIES:
         parser.add_argument(
@@ -83,7 +86,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.batch_atoms < 1:
         raise ConfigError(f"--batch-atoms {args.batch_atoms} is too small. Give 1 or more.")
-    potential = open_model(args)
+    potential = open_any_model(args)
+    from dpa4sim.property import PropertyModel
+
+    if isinstance(potential, PropertyModel):
+        return _run_property(potential, args)
     keys = LabelKeys(**{name: getattr(args, f"{name}_key") for name in QUANTITIES})
     pairs, n_frames = compare(potential, read_frames(args.data, keys), args.batch_atoms)
     if not any(pair.frames for pair in pairs.values()):
@@ -94,14 +101,74 @@ def run(args: argparse.Namespace) -> int:
     print(report(pairs, n_frames))
     if len({name for pair in pairs.values() for name in pair.subsets}) > 1:
         print("\n" + subset_report(pairs))
-    if args.parity is not None:
-        from dpa4sim.plots import draw_parity
-
-        panels = {name: pair.arrays() for name, pair in pairs.items() if pair.frames}
-        with written_whole(args.parity) as partial:
-            draw_parity(panels, partial)
-        print(f"\nparity plot: {args.parity}")
+    _draw(pairs, args.parity)
     return 0
+
+
+def _draw(pairs: dict[str, Pairs], path: Path | None) -> None:
+    if path is None:
+        return
+    from dpa4sim.plots import draw_parity
+
+    panels = {name: pair.arrays() for name, pair in pairs.items() if pair.frames}
+    with written_whole(path) as partial:
+        draw_parity(panels, partial)
+    print(f"\nparity plot: {path}")
+
+
+def _run_property(model: PropertyModel, args: argparse.Namespace) -> int:
+    """The same for a model of a property, in the unit of its labels."""
+    from dpa4sim.data.frame import LabelKeys
+    from dpa4sim.data.read import read_frames
+
+    for name in QUANTITIES:
+        if getattr(args, f"{name}_key") is not None:
+            raise ConfigError(
+                f"{args.model} predicts the property '{model.name}' and no energy, forces or "
+                f"stress. Leave out --{name}-key."
+            )
+    frames = read_frames(args.data, LabelKeys(properties=(model.name,)))
+    pairs, n_frames = compare_property(model, frames, args.batch_atoms)
+    rows = [_row(name, "of the labels", pair, 1.0, n_frames) for name, pair in pairs.items()]
+    print(table(("property", "unit", "frames", "MAE", "RMSE", "largest"), rows, left=2))
+    if len(pairs) > 1:
+        print(f"\nall {len(pairs)} numbers: {_overall(pairs)}")
+    _draw(pairs, args.parity)
+    return 0
+
+
+def compare_property(
+    model: PropertyModel, frames: Iterable[Frame], batch_atoms: int
+) -> tuple[dict[str, Pairs], int]:
+    """Labels and predictions of each number of a property.
+
+    Raises:
+        DataError: a frame cannot be evaluated, or has another number of labels.
+    """
+    width = model.config.property_head.task_dim
+    names = [model.name] if width == 1 else [f"{model.name} {k}" for k in range(width)]
+    pairs, n_frames = {name: Pairs() for name in names}, 0
+    for group in _groups(frames, batch_atoms):
+        n_frames += len(group)
+        values = model(_checked(model, group).to(model.device)).values.cpu().numpy()
+        for frame, predicted in zip(group, values, strict=True):
+            label = frame.properties[model.name]
+            if len(label) != width:
+                raise DataError(
+                    f"{frame.where}: its property '{model.name}' has {len(label)} numbers; the "
+                    f"model predicts {width}."
+                )
+            for k, name in enumerate(names):
+                pairs[name].add(frame.subset, label[k : k + 1], predicted[k : k + 1])
+    return pairs, n_frames
+
+
+def _overall(pairs: dict[str, Pairs]) -> str:
+    reference, predicted = (
+        np.concatenate(each) for each in zip(*(p.arrays() for p in pairs.values()), strict=True)
+    )
+    error = np.abs(predicted - reference)
+    return f"MAE {error.mean():.4g}  RMSE {np.sqrt((error**2).mean()):.4g}"
 
 
 def compare(
@@ -163,15 +230,19 @@ def _groups(frames: Iterable[Frame], batch_atoms: int) -> Iterator[list[Frame]]:
         yield group
 
 
-def _compare_group(potential: Potential, group: list[Frame], pairs: dict[str, Pairs]) -> None:
+def _checked(model: Potential | PropertyModel, group: list[Frame]) -> Batch:
     from dpa4sim.batch import Batch
     from dpa4sim.complaint import complaint
 
     for frame in group:
-        reason = complaint(frame.system, potential.known_elements)
+        reason = complaint(frame.system, model.known_elements)
         if reason is not None:
             raise DataError(f"{frame.where} cannot be evaluated: {reason}.")
-    batch = Batch.concatenate(frame.system for frame in group)
+    return Batch.concatenate(frame.system for frame in group)
+
+
+def _compare_group(potential: Potential, group: list[Frame], pairs: dict[str, Pairs]) -> None:
+    batch = _checked(potential, group)
     prediction = potential(batch.to(potential.device))
     sizes = batch.n_atoms.tolist()
     energies = prediction.energy.cpu().numpy()

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dpa4sim.cli.options import add_model, check_output, open_model
+from dpa4sim.cli.options import add_model, check_output, open_network
 from dpa4sim.cli.table import properties
 from dpa4sim.errors import ConfigError
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.out, SUFFIXES)
     if args.out.suffix == ".mliap":
         return _write_mliap(args)
-    potential = open_model(args)
+    potential = open_network(args)
     from dpa4sim.export import export
 
     print("compiling; this takes a minute or more", file=sys.stderr)
@@ -57,7 +57,7 @@ def _write_mliap(args: argparse.Namespace) -> int:
         raise ConfigError("A .mliap file is not compiled, so there is no check. Omit --structure.")
     from dpa4sim.adapters.mliap import Unified
 
-    unified = Unified(open_model(args))
+    unified = Unified(open_network(args))
     unified.save(args.out)
     elements = " ".join(unified.element_types)
     print(f"pair_style mliap unified {args.out} 0\npair_coeff * * ...   # of {elements}")

@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from textwrap import fill
 from typing import Any
 
-from dpa4sim.cli.options import add_model, open_model
+from dpa4sim.cli.options import add_model, open_single_model
 from dpa4sim.cli.table import properties
 
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what the model is and where it comes from."""
-    potential = open_model(args)
+    potential = open_single_model(args)
     config = potential.config
     n_weights = sum(weight.numel() for weight in potential.model.parameters())
     rows = [
@@ -30,6 +30,10 @@ def run(args: argparse.Namespace) -> int:
         ("blocks", f"{len(config.degrees)}, degrees {_list(config.degrees)}"),
         ("channels", str(config.channels)),
     ]
+    head = config.property_head
+    if head.name:
+        kind = "intensive" if head.intensive else "extensive"
+        rows.append(("property", f"{head.name}, {head.task_dim} numbers, {kind}"))
     rows += [(f"option {name}", text) for name, text in _unusual(config)]
     rows += list(_card(potential.card))
     print(properties(rows))
@@ -38,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _unusual(config: Any) -> list[tuple[str, str]]:
     """Options that differ from the defaults, apart from those with a row of their own."""
-    shown = {"species", "cutoff", "channels", "n_blocks"}
+    shown = {"species", "cutoff", "channels", "n_blocks", "property_head"}
     return [
         (field.name, _text(getattr(config, field.name)))
         for field in fields(config)

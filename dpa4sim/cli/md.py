@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa4sim.cli.options import add_model, check_output, open_model
+from dpa4sim.cli.options import add_model, add_speed, check_output, open_model
 from dpa4sim.cli.relax import Inputs, formula, read
 from dpa4sim.cli.table import fixed, table
 from dpa4sim.errors import DataError, Status
@@ -49,6 +49,7 @@ def integers(text: str) -> int | list[int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, INPUT, OUT and the settings of `dpa4sim.md`."""
     add_model(parser)
+    add_speed(parser)
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+", help="structure files, folders or globs"
     )
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("sample-every", int, 10, "steps between samples of energy, temperature, ... [10]"),
         ("frame-every", int, 100, "steps between stored frames; 0: the last only [100]"),
         ("rdf-max", float, 0.0, "range of pair distances, Å; 0: none [0]"),
+        ("max-force-spread", float, None, "of an ensemble: beyond it ends as uncertain, eV/Å"),
     ):
         parser.add_argument(f"--{name}", metavar="N", type=kind, default=default, help=text)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
@@ -100,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
     potential = open_model(args)
     from dpa4sim.simulate.run import md
 
-    skipped = ("model", "branch", "device", "dtype", "inputs", "out", "run")
+    skipped = {"model", "branch", "device", "dtype", "compile", "kernels", "accuracy"}
+    skipped |= {"inputs", "out", "run"}
     settings: dict[str, Any] = {k: v for k, v in vars(args).items() if k not in skipped}
     runs = md(potential, inputs.systems, output=args.out, progress=True, **settings)
     if all(run.status == Status.INVALID for run in runs):

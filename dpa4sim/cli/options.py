@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpa4sim.errors import ConfigError
 
 if TYPE_CHECKING:
     from dpa4sim.potential import Potential
+    from dpa4sim.property import PropertyModel
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -26,17 +27,79 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_model(args: argparse.Namespace) -> Potential:
-    """The potential that `add_model` asked for.
+def add_speed(parser: argparse.ArgumentParser) -> None:
+    """--compile, --kernels and --accuracy."""
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="run the network as one compiled graph: minutes the first time, faster for few and "
+        "small structures",
+    )
+    parser.add_argument(
+        "--kernels", default="torch", choices=("torch", "triton"), help="triton: on CUDA [torch]"
+    )
+    parser.add_argument(
+        "--accuracy",
+        default="exact",
+        choices=("exact", "high", "fast"),
+        help="of products of float32 matrices [exact]",
+    )
+
+
+def open_model(args: argparse.Namespace) -> Any:
+    """The potential or the ensemble that `add_model` asked for.
 
     Raises:
         ConfigError: the device is not there.
         ModelError: the model cannot be used.
     """
+    from dpa4sim.ensemble import load
+
+    check_device(args.device)
+    asked = {"branch": args.branch, "device": args.device, "dtype": args.dtype}
+    speed = {name: vars(args)[name] for name in ("compile", "kernels", "accuracy") if name in args}
+    return load(args.model, **asked, **speed)
+
+
+def open_network(args: argparse.Namespace) -> Potential:
+    """The same for verbs that need a single network.
+
+    Raises:
+        ConfigError: the device is not there.
+        ModelError: the model cannot be used, or is an ensemble.
+    """
     from dpa4sim.potential import load
 
     check_device(args.device)
     return load(args.model, branch=args.branch, device=args.device, dtype=args.dtype)
+
+
+def open_any_model(args: argparse.Namespace) -> Any:
+    """The same as `open_model`, or the model of a property.
+
+    Raises:
+        ConfigError: the device is not there.
+        ModelError: the model cannot be used.
+    """
+    from dpa4sim.property import load_property, predicts_property
+
+    if not predicts_property(args.model, args.branch):
+        return open_model(args)
+    check_device(args.device)
+    return load_property(args.model, branch=args.branch, device=args.device, dtype=args.dtype)
+
+
+def open_single_model(args: argparse.Namespace) -> Potential | PropertyModel:
+    """One network, of energies or of a property.
+
+    Raises:
+        ConfigError: the device is not there.
+        ModelError: the model cannot be used, or is an ensemble.
+    """
+    from dpa4sim.property import load_any
+
+    check_device(args.device)
+    return load_any(args.model, branch=args.branch, device=args.device, dtype=args.dtype)
 
 
 def check_device(name: str) -> None:

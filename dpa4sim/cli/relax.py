@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa4sim.cli.options import add_model, check_output, open_model, written_whole
+from dpa4sim.cli.options import add_model, add_speed, check_output, open_model, written_whole
 from dpa4sim.cli.table import fixed, table
 from dpa4sim.errors import DataError, Status
 
@@ -56,6 +56,7 @@ class Inputs:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, INPUT, OUT and the settings of `dpa4sim.relax`."""
     add_model(parser)
+    add_speed(parser)
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+", help="structure files, folders or globs"
     )
@@ -93,6 +94,12 @@ def _add_freedom(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hydrostatic", action="store_true", help="the cell keeps its shape")
     parser.add_argument("--constant-volume", action="store_true", help="it keeps its volume")
     parser.add_argument("--fix-symmetry", action="store_true", help="keep the space group")
+    parser.add_argument(
+        "--max-force-spread",
+        metavar="S",
+        type=float,
+        help="of an ensemble: a structure beyond ends as uncertain, eV/Å",
+    )
 
 
 def _flags(text: str) -> list[bool]:
@@ -122,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
         hydrostatic=args.hydrostatic,
         constant_volume=args.constant_volume,
         fix_symmetry=args.fix_symmetry,
+        max_force_spread=args.max_force_spread,
         directory=args.directory,
         strict=args.strict,
         progress=True,

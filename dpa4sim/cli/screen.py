@@ -129,6 +129,13 @@ def _add_relaxation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-edges", metavar="N", type=float, default=0.0, help="in the working set [measured]"
     )
+    parser.add_argument(
+        "--max-force-spread",
+        metavar="S",
+        type=float,
+        default=0.0,
+        help="of an ensemble: structures beyond are uncertain and not ranked, eV/Å [no limit]",
+    )
 
 
 def _add_hull(parser: argparse.ArgumentParser) -> None:
@@ -204,6 +211,7 @@ def _settings(args: argparse.Namespace, potential: Potential) -> Settings:
             pressure_gpa=args.pressure_gpa,
             fix_symmetry=args.fix_symmetry,
             max_edges=args.max_edges,
+            max_force_spread=args.max_force_spread,
         ),
         hull=Hull(
             references=absolute(args.references),

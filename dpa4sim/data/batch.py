@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,7 @@ class LabelledBatch:
         forces: eV/Å, float64.
         stress: eV/Å^3, float64, tension positive.
         frame: row of each system in the store.
+        properties: by name, in the unit of the labels, float64.
     """
 
     batch: Batch
@@ -28,6 +30,7 @@ class LabelledBatch:
     forces: Float[Tensor, "atom 3"]
     stress: Float[Tensor, "system 3 3"]
     frame: Int[Tensor, " system"]
+    properties: Mapping[str, Float[Tensor, "system task"]] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> LabelledBatch:
         """The same on another device."""
@@ -37,4 +40,5 @@ class LabelledBatch:
             forces=self.forces.to(device),
             stress=self.stress.to(device),
             frame=self.frame.to(device),
+            properties={name: value.to(device) for name, value in self.properties.items()},
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +33,7 @@ class Frame:
         subset: name of the subset for per-subset tables.
         source: the file; `name` is the frame's name in it.
         dtype: precision in which the file holds positions and forces.
+        properties: numbers of each property that was asked for, by name, float64.
     """
 
     where: str
@@ -44,6 +45,7 @@ class Frame:
     source: str = ""
     name: str = ""
     dtype: str = "float64"
+    properties: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 type Entry = Frame | DataError
@@ -59,16 +61,25 @@ class LabelKeys:
         forces: eV/Å.  extxyz, ASE: REF_forces, forces.
         stress: eV/Å^3, tension positive; kBar in VASP's sign in MPtrj.
         virial: eV, minus volume times stress.
+        properties: names of properties of the structure to read besides.  DeePMD: NAME.npy;
+            extxyz, ASE: the key of a frame's info.
     """
 
     energy: str | None = None
     forces: str | None = None
     stress: str | None = None
     virial: str | None = None
+    properties: tuple[str, ...] = ()
 
 
 def frame(
-    system: Batch, labels: Mapping[str, Any], *, source: str, name: str, **rest: Any
+    system: Batch,
+    labels: Mapping[str, Any],
+    *,
+    source: str,
+    name: str,
+    properties: Mapping[str, Any] | None = None,
+    **rest: Any,
 ) -> Frame:
     """A frame from raw labels: checked, in their final shapes, a virial turned into a stress.
 
@@ -77,6 +88,7 @@ def frame(
         labels: energy, forces, stress, virial, as far as they are there.
         source: the file.
         name: of the frame in it.
+        properties: raw numbers by name, None where there is none.
         rest: `subset` and `dtype`.
 
     Raises:
@@ -93,7 +105,13 @@ def frame(
     if stress is None and virial is not None and volume > 0:
         stress = -virial / volume
     energy, forces = found.get("energy"), found.get("forces")
-    return Frame(where, system, energy, forces, stress, source=source, name=name, **rest)
+    known = {
+        key: checked(value, key, 0, where, of_property=True)
+        for key, value in (properties or {}).items()
+        if value is not None
+    }
+    rest |= {"source": source, "name": name, "properties": known}
+    return Frame(where, system, energy, forces, stress, **rest)
 
 
 def place(source: str, name: str, numbers: np.ndarray) -> str:
@@ -103,8 +121,10 @@ def place(source: str, name: str, numbers: np.ndarray) -> str:
     return f"{source}#{name} ({formula(numbers.astype(np.int64).tobytes())}, {counted})"
 
 
-def checked(value: Any, name: str, n_atoms: int, where: str) -> Any:
+def checked(value: Any, name: str, n_atoms: int, where: str, *, of_property: bool = False) -> Any:
     """Energy as a float, forces per atom, stress or virial as a matrix (from 9 or Voigt's 6).
+
+    A property is any number of numbers, one after another.
 
     Raises:
         DataError: it is no number, not finite, or of another shape.
@@ -115,14 +135,16 @@ def checked(value: Any, name: str, n_atoms: int, where: str) -> Any:
         raise DataError(
             f"{where}: its {name} label is not a number. Repair or remove it."
         ) from error
-    shape = _shape_of(label, name, n_atoms)
-    if shape is None:
+    shape = (label.size,) if of_property else _shape_of(label, name, n_atoms)
+    if shape is None or not label.size:
         wanted = {"energy": "one number", "forces": f"({n_atoms}, 3)"}.get(name, "(3, 3) or 6")
         raise DataError(f"{where}: its {name} label has the shape {label.shape}. Give {wanted}.")
     if not np.isfinite(label).all():
         bad = np.argwhere(~np.isfinite(label.reshape(shape)))[0]
-        at = f" (atom {bad[0]})" if name == "forces" else ""
+        at = f" (atom {bad[0]})" if name == "forces" and not of_property else ""
         raise DataError(f"{where}: its {name} label is not finite{at}. Repair or remove the frame.")
+    if of_property:
+        return label.ravel()
     if name == "energy":
         return label.item()
     return from_voigt(label.ravel()) if shape == (6,) else label.reshape(shape)

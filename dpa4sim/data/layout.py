@@ -2,6 +2,7 @@
 
     frames/...   one row per frame      atoms/...   one row per atom, frame after frame
     edges/...    one row per frame: edges within a cutoff, shortest pair distance
+    properties/  one row per frame, as many numbers as the property has; NaN where there is none
     names        of the frames; sources, subsets: tables that frames/source and frames/subset index
 
 Columns are contiguous in the file, without chunks or filters: a row lies at a known place.
@@ -63,6 +64,16 @@ EDGES = {
 def edges_path(cutoff: float, name: str) -> str:
     """Where a count of edges lies."""
     return f"edges/{cutoff:g}/{name}"
+
+
+def property_path(name: str) -> str:
+    """Where a property lies."""
+    return f"properties/{name}"
+
+
+def property_column(width: int) -> Column:
+    """The column of a property of so many numbers."""
+    return Column((width,), "float64", "of the labels")
 
 
 def row_bytes(column: Column, dtype: np.dtype) -> int:

@@ -97,7 +97,7 @@ def _entries(
                 empty = False
                 if subset is not None and isinstance(entry, Frame):
                     entry = replace(entry, subset=subset)
-                yield entry
+                yield _with_properties(entry, keys)
         except DataError as error:
             yield error
             continue
@@ -107,6 +107,18 @@ def _entries(
             continue
         if empty:
             yield DataError(f"{source} holds no frame. Remove it or give another file.")
+
+
+def _with_properties(entry: Entry, keys: LabelKeys) -> Entry:
+    """The frame, or an error if it lacks a property that was asked for."""
+    if isinstance(entry, Frame):
+        for name in keys.properties:
+            if name not in entry.properties:
+                return DataError(
+                    f"{entry.where} has no property '{name}'. DeePMD data has it in {name}.npy, "
+                    f"extxyz in the frame's info as {name}=..."
+                )
+    return entry
 
 
 def _reader(path: Path) -> Reader | None:

@@ -40,7 +40,11 @@ def _frame(record: Any, keys: LabelKeys) -> Frame:
         asked = "stress" if keys.stress is not None else "virial"
         labels[asked] = _raw(atoms, asked, getattr(keys, asked), where)
     found = (atoms.info[key] for key in SUBSET_KEYS if key in atoms.info)
-    return frame(record.batch, labels, source=source, name=name, subset=str(next(found, "")))
+    rest: dict[str, Any] = {
+        "subset": str(next(found, "")),
+        "properties": {key: atoms.info.get(key) for key in keys.properties},
+    }
+    return frame(record.batch, labels, source=source, name=name, **rest)
 
 
 def _raw(atoms: Any, name: str, key: str | None, where: str) -> Any:

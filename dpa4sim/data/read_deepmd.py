@@ -26,6 +26,10 @@ VIRTUAL = -1
 """Type of a place without an atom in a mixed system."""
 
 
+_PROPERTY = "property "
+"""Before the name of a property, which may be called like another array."""
+
+
 class Folder:
     """A system in a folder of .npy files."""
 
@@ -183,6 +187,7 @@ def _arrays(system: System, name: str, keys: LabelKeys, n_atoms: int) -> dict[st
     for label, key in asked.items():
         if key is not None and found.get(label) is None:
             raise DataError(f"it has no {key}.npy. Leave out --{label}-key or name another.")
+    found |= {_PROPERTY + key: system.array(f"{name}/{key}") for key in keys.properties}
     for place in ("coord", "box", "real_atom_types"):
         found[place] = system.array(f"{name}/{place}")
     if found["coord"] is None:
@@ -195,7 +200,8 @@ def _arrays(system: System, name: str, keys: LabelKeys, n_atoms: int) -> dict[st
     widths = {"coord": 3 * n_atoms, "forces": 3 * n_atoms, "box": 9, "stress": 9, "virial": 9}
     widths |= {"energy": 1, "real_atom_types": n_atoms}
     for label, array in arrays.items():
-        wanted, place = (len(arrays["coord"]), widths[label]), places.get(label, label)
+        place = places.get(label, label.removeprefix(_PROPERTY))
+        wanted = len(arrays["coord"]), widths.get(label, array.size // max(array.shape[0], 1))
         if (array.shape[0], array.size // max(array.shape[0], 1)) != wanted:
             raise DataError(f"{place}.npy has the shape {tuple(array.shape)}, wanted is {wanted}.")
     return arrays
@@ -234,4 +240,9 @@ def _frame(
     }
     if "forces" in one:
         labels["forces"] = one["forces"].reshape(-1, 3)[real]
-    return frame(system, labels, source=source, name=str(number), dtype=dtype)
+    asked = {
+        key.removeprefix(_PROPERTY): value
+        for key, value in one.items()
+        if key.startswith(_PROPERTY)
+    }
+    return frame(system, labels, source=source, name=str(number), dtype=dtype, properties=asked)

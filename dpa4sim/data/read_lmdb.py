@@ -77,7 +77,7 @@ def _entry(
     name = str(int(key)) if key.isdecimal() else key
     try:
         record = msgpack.unpackb(value, strict_map_key=False)
-        return _frame(source, name, _arrays(record, keys), table)
+        return _frame(source, name, _arrays(record, keys), table, keys.properties)
     except DataError as error:
         return error
     except Exception as error:  # msgpack raises many kinds on a cut record
@@ -94,7 +94,8 @@ def _arrays(record: dict[Any, Any], keys: LabelKeys) -> dict[str, np.ndarray]:
             found[word] = _decoded(value)
         elif asked:
             raise DataError(f"a frame has no '{asked}'; it has {', '.join(plain)}.")
-    return found
+    given = {key: _decoded(plain[key]) for key in keys.properties if key in plain}
+    return found | {f"property {key}": value for key, value in given.items()}
 
 
 def _decoded(value: Any) -> np.ndarray:
@@ -105,7 +106,13 @@ def _decoded(value: Any) -> np.ndarray:
     return np.frombuffer(entry["data"], np.dtype(kind)).reshape(entry["shape"])
 
 
-def _frame(source: str, name: str, arrays: dict[str, np.ndarray], table: np.ndarray) -> Frame:
+def _frame(
+    source: str,
+    name: str,
+    arrays: dict[str, np.ndarray],
+    table: np.ndarray,
+    properties: tuple[str, ...],
+) -> Frame:
     for needed in ("coord", "types"):
         if needed not in arrays:
             raise DataError(f"{source}#{name} has no {NAMES[needed][0]}. Repair or remove it.")
@@ -120,4 +127,5 @@ def _frame(source: str, name: str, arrays: dict[str, np.ndarray], table: np.ndar
         labels["forces"] = arrays["forces"].reshape(-1, 3)[real]
     kept = [arrays[key].dtype for key in ("coord", "forces") if key in arrays]
     dtype = "float32" if all(each == np.float32 for each in kept) else "float64"
-    return frame(system, labels, source=source, name=name, dtype=dtype)
+    asked = {key: arrays.get(f"property {key}") for key in properties}
+    return frame(system, labels, source=source, name=name, dtype=dtype, properties=asked)

@@ -93,4 +93,5 @@ def _frame(source: str, name: str, content: dict[str, Any], keys: LabelKeys) -> 
     if labels["stress"] is not None:
         labels["stress"] = -EV_A3_PER_KBAR * np.asarray(labels["stress"], float)
     system = from_structure(Structure.from_dict(content["structure"]))
-    return frame(system, labels, source=source, name=name)
+    asked = {key: content.get(key) for key in keys.properties}
+    return frame(system, labels, source=source, name=name, properties=asked)

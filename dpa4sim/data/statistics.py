@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from dpa4sim.batch import symbol
+from dpa4sim.config import PropertyConfig
 from dpa4sim.data.frame import QUANTITIES
+from dpa4sim.data.layout import property_path
 from dpa4sim.data.store import Store
 from dpa4sim.errors import ConfigError, DataError
 
@@ -24,6 +26,9 @@ LARGEST_FORCE_EV_A = 50.0
 
 SHORTEST_A = 0.6
 """A pair below this is closer than the atoms of H2 (0.74 Å)."""
+
+LEAST_SPREAD = 1e-8
+"""Spread of a property, as a share of its largest value, below which it is rounding."""
 
 FRAMES_PER_FIT = 4096
 """Rows of the composition matrix that are in memory at once."""
@@ -139,10 +144,53 @@ def energy_shifts(
     return shifts
 
 
+def property_statistics(
+    store: Store, frames: np.ndarray, species: Sequence[str], head: PropertyConfig
+) -> tuple[Float[np.ndarray, "species task"], Float[np.ndarray, " task"]]:
+    """Bias of each species' share of a property, and the spread of what the biases leave.
+
+        minimise  sum_f (y_f - sum_s n_fs bias_s)^2,    spread = std_f(y_f - sum_s n_fs bias_s)
+
+    as the reference has it, of least norm; for an intensive property with n_fs / N_f instead of
+    n_fs.  Without `by_species` the bias is the mean of the labels (per atom when extensive), and
+    the spread their standard deviation.
+
+    Raises:
+        DataError: no frame has the property, or it has another number of numbers.
+    """
+    width = store.properties.get(head.name)
+    if width != head.task_dim and width is not None:
+        raise DataError(
+            f"{store.path}: its property '{head.name}' has {width} numbers. Set "
+            f"property_head.task_dim = {width}."
+        )
+    blocks = [
+        (counts / counts.sum(1, keepdims=True) if head.intensive else counts, counts.sum(1), y)
+        for _, counts, y in compositions(store, species, frames, of=head.name)
+    ]
+    if not blocks:
+        raise DataError(f"{store.path} has no frame with the property '{head.name}'.")
+    rows, size, labels = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    if head.by_species:
+        bias = np.linalg.lstsq(rows, labels, rcond=None)[0]
+        spread = (labels - rows @ bias).std(0)
+    else:
+        each = labels if head.intensive else labels / size[:, None]
+        bias, spread = np.tile(each.mean(0), (len(species), 1)), each.std(0)
+    flat = spread <= LEAST_SPREAD * np.abs(labels).max(0)
+    return bias, np.where(flat, 1.0, spread)
+
+
 def compositions(
-    store: Store, species: Sequence[str], frames: np.ndarray | None = None
+    store: Store,
+    species: Sequence[str],
+    frames: np.ndarray | None = None,
+    of: str | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rows, atoms of each species, and energies of the frames that have one, in blocks.
+
+    Args:
+        of: a property, whose numbers are given instead of energies.
 
     Raises:
         DataError: the frames hold an element that is not among the species.
@@ -152,10 +200,12 @@ def compositions(
     column = np.full(256, -1)
     column[[atomic_numbers[name] for name in species]] = np.arange(len(species))
     rows = np.arange(len(store)) if frames is None else np.sort(frames)
-    rows = rows[store.has("energy")[rows]]
+    has = store.has("energy") if of is None else store.has_property(of)
+    label = "frames/energy" if of is None else property_path(of)
+    rows = rows[has[rows]]
     for start in range(0, len(rows), FRAMES_PER_FIT):
         block = rows[start : start + FRAMES_PER_FIT]
-        found = store.columns(block, ["atoms/atomic_numbers", "frames/energy"])
+        found = store.columns(block, ["atoms/atomic_numbers", label])
         numbers = found["atoms/atomic_numbers"]
         kind = column[numbers]
         if (kind < 0).any():
@@ -165,7 +215,7 @@ def compositions(
             )
         owner = np.repeat(np.arange(len(block)), store.n_atoms[block])
         flat = np.bincount(owner * len(species) + kind, minlength=len(block) * len(species))
-        yield block, flat.reshape(len(block), len(species)).astype(float), found["frames/energy"]
+        yield block, flat.reshape(len(block), len(species)).astype(float), found[label]
 
 
 def isolated_energies(store: Store) -> dict[str, float]:

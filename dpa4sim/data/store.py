@@ -20,7 +20,18 @@ from jaxtyping import Bool, Float, Int
 from dpa4sim.batch import Batch, symbol
 from dpa4sim.data.batch import LabelledBatch
 from dpa4sim.data.frame import Entry, Frame, LabelKeys, place
-from dpa4sim.data.layout import COLUMNS, EDGES, FLAGS, FORMAT, VERSION, edges_path, row_bytes
+from dpa4sim.data.layout import (
+    COLUMNS,
+    EDGES,
+    FLAGS,
+    FORMAT,
+    VERSION,
+    Column,
+    edges_path,
+    property_column,
+    property_path,
+    row_bytes,
+)
 from dpa4sim.errors import DataError
 from dpa4sim.pool.progress import Progress
 
@@ -85,8 +96,13 @@ class Store:
         self.subsets = tuple(file["subsets"].asstr()[:])
         self.sources = tuple(file["sources"].asstr()[:])
         self.cutoffs = tuple(sorted(float(name) for name in file["edges"]))
-        paths = [*COLUMNS, *(edges_path(r, name) for r in self.cutoffs for name in EDGES)]
-        self._places = {path: _place(file[path]) for path in paths}
+        widths = {name: found.shape[1] for name, found in file.get("properties", {}).items()}
+        self.properties: dict[str, int] = widths
+        self._columns: dict[str, Column] = dict(COLUMNS)
+        for radius in self.cutoffs:
+            self._columns |= {edges_path(radius, name): each for name, each in EDGES.items()}
+        self._columns |= {property_path(n): property_column(w) for n, w in widths.items()}
+        self._places = {path: _place(file[path]) for path in self._columns}
 
     @property
     def species(self) -> tuple[str, ...]:
@@ -137,6 +153,12 @@ class Store:
             return (self._labels & FLAGS[name]) > 0
         return np.isfinite(self._whole(f"frames/{name}"))
 
+    def has_property(self, name: str) -> Bool[np.ndarray, " frame"]:
+        """Which frames have the property; `properties` has the names and their widths."""
+        if name not in self.properties:
+            return np.zeros(len(self), bool)
+        return np.isfinite(self._whole(property_path(name))).all(1)
+
     def n_edges(self, cutoff: float, progress: bool | None = None) -> Int[np.ndarray, " frame"]:
         """Directed edges of each frame within `cutoff` Å; counted once, then kept in a file."""
         if cutoff in self.cutoffs:
@@ -170,7 +192,8 @@ class Store:
         rows = np.asarray(frames, np.int64)
         self._check(rows)
         order = np.argsort(rows, kind="stable")
-        columns = self.columns(rows[order], tuple(COLUMNS))
+        wanted = [*COLUMNS, *(property_path(name) for name in self.properties)]
+        columns = self.columns(rows[order], wanted)
         back = np.argsort(order, kind="stable")
         if (np.diff(order) != 1).any():
             columns = _reordered(columns, self.n_atoms[rows[order]], back)
@@ -226,10 +249,10 @@ class Store:
             for start, stop in runs
         ]
         values = np.frombuffer(bytearray().join(parts), place.dtype)
-        return values.reshape(-1, *_column(name).shape)
+        return values.reshape(-1, *self._columns[name].shape)
 
     def _bytes(self, name: str) -> int:
-        return row_bytes(_column(name), self._places[name].dtype)
+        return row_bytes(self._columns[name], self._places[name].dtype)
 
 
 def read_store(source: str, keys: LabelKeys) -> Iterator[Entry]:
@@ -262,6 +285,11 @@ def _frames(
             source=source,
             name=name,
             dtype=store.dtype.name,
+            properties={
+                name: values[index].numpy()
+                for name, values in block.properties.items()
+                if bool(values[index].isfinite().all())
+            },
         )
         start = stop
 
@@ -287,6 +315,11 @@ def _packed(
         forces=torch.from_numpy(columns["atoms/forces"].astype(np.float64)),
         stress=torch.from_numpy(columns["frames/stress"]),
         frame=torch.from_numpy(rows.copy()),
+        properties={
+            path.removeprefix("properties/"): torch.from_numpy(values)
+            for path, values in columns.items()
+            if path.startswith("properties/")
+        },
     )
 
 
@@ -309,10 +342,6 @@ def _place(dataset: Any) -> Place:
     if offset is None:
         raise OSError(f"{dataset.name} is not contiguous")
     return Place(int(offset), dataset.dtype, dataset.shape[0])
-
-
-def _column(name: str) -> Any:
-    return COLUMNS[name] if name in COLUMNS else EDGES[name.rsplit("/", 1)[1]]
 
 
 def _keep(path: Path, content_hash: str, counts: np.ndarray) -> None:

@@ -22,7 +22,17 @@ import numpy as np
 from dpa4sim.batch import HEAVIEST, Batch
 from dpa4sim.complaint import MIN_DISTANCE_A, PROBE_A, complaint
 from dpa4sim.data.frame import Entry, Frame
-from dpa4sim.data.layout import COLUMNS, EDGES, FLAGS, FORMAT, VERSION, Column, edges_path
+from dpa4sim.data.layout import (
+    COLUMNS,
+    EDGES,
+    FLAGS,
+    FORMAT,
+    VERSION,
+    Column,
+    edges_path,
+    property_column,
+    property_path,
+)
 from dpa4sim.edges import computable, neighbors
 from dpa4sim.errors import DataError
 from dpa4sim.pool.progress import Progress
@@ -99,6 +109,7 @@ class StoreWriter:
         self._hash = hashlib.sha256()
         self._columns = dict(COLUMNS)
         self._columns |= {edges_path(cutoff, name): column for name, column in EDGES.items()}
+        self._widths: dict[str, int] = {}
 
     def __enter__(self) -> StoreWriter:
         try:
@@ -131,6 +142,11 @@ class StoreWriter:
         if isinstance(entry, DataError):
             self._refuse(entry)
             return
+        for name, value in entry.properties.items():
+            width = self._widths.setdefault(name, len(value))
+            if len(value) != width:
+                self._refuse(_other_width(entry, name, width))
+                return
         self._pending.append(entry)
         self._pending_atoms += entry.system.positions.shape[0]
         if self._pending_atoms >= ATOMS_PER_BLOCK:
@@ -152,6 +168,7 @@ class StoreWriter:
             edges_path(self.cutoff, "min_distance"): counts[1],
         }
         try:
+            self._begin_properties()
             for name, column in self._columns.items():
                 with self._spool(name).open("ab") as file:
                     file.write(np.asarray(rows[name], _spooled(column)).tobytes())
@@ -181,6 +198,12 @@ class StoreWriter:
         batch = Batch.concatenate(_plain(frame.system) for frame in frames)
         self._elements |= set(batch.atomic_numbers.tolist())
         self._narrow &= all(frame.dtype == "float32" for frame in frames)
+        properties = {
+            property_path(name): np.array(
+                [_or_nan(frame.properties.get(name), (width,)) for frame in frames]
+            )
+            for name, width in self._widths.items()
+        }
         sources = [self._index("sources", frame.source) for frame in frames]
         subsets = [self._index("subsets", frame.subset) for frame in frames]
         return {
@@ -200,7 +223,16 @@ class StoreWriter:
             "atoms/forces": np.concatenate(
                 [_or_nan(f.forces, (f.system.positions.shape[0], 3)) for f in frames]
             ),
+            **properties,
         }
+
+    def _begin_properties(self) -> None:
+        """Columns of properties that are new, without a number for the frames before."""
+        for name, width in self._widths.items():
+            path = property_path(name)
+            if path not in self._columns:
+                self._columns[path] = property_column(width)
+                self._spool(path).write_bytes(np.full((self.n_frames, width), np.nan).tobytes())
 
     def _index(self, table: str, word: str) -> int:
         return self._tables[table].setdefault(word, len(self._tables[table]))
@@ -296,7 +328,10 @@ def content_bytes(frame: Frame) -> bytes:
         _or_nan(frame.forces, (0, 3)),
         _or_nan(frame.stress, (0, 3)),
     ]
-    return b"".join(part.tobytes() for part in parts) + frame.subset.encode() + b"\0"
+    found = b"".join(part.tobytes() for part in parts) + frame.subset.encode() + b"\0"
+    for name, value in sorted(frame.properties.items()):
+        found += name.encode() + b"\0" + value.tobytes()
+    return found
 
 
 def labels_of(frame: Frame) -> int:
@@ -307,6 +342,13 @@ def labels_of(frame: Frame) -> int:
 def _unusable(frame: Frame) -> DataError:
     reason = complaint(frame.system) or "its geometry cannot be used"
     return DataError(f"{frame.where} cannot be used: {reason}. Repair or remove it.")
+
+
+def _other_width(frame: Frame, name: str, width: int) -> DataError:
+    return DataError(
+        f"{frame.where}: its property '{name}' has {len(frame.properties[name])} numbers, and "
+        f"those before it have {width}. Give each frame as many."
+    )
 
 
 def _raise(error: DataError) -> None:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges
+from dpa4sim.kernels.triton_plan import Accuracy, EdgeGraph
 from dpa4sim.model.basis import RadialBasis, RadialNetwork, envelope
 from dpa4sim.model.block import Block
 from dpa4sim.model.edge_features import EdgeFeatures
@@ -28,7 +29,8 @@ from dpa4sim.model.embedding import (
     species_table,
 )
 from dpa4sim.model.frames import RotationRows
-from dpa4sim.model.readout import EnergyHead, Readout
+from dpa4sim.model.grid import GridProduct
+from dpa4sim.model.readout import EnergyHead, PropertyHead, Readout
 from dpa4sim.model.zbl import Bridge, repulsion, source_gate
 
 DEGREE_FLOOR = 0.25
@@ -46,6 +48,7 @@ class DPA4(nn.Module):
         super().__init__()
         self.config = config
         self.hand_written = True
+        self.triton: Accuracy | None = None
         self.prepared = self.recompute = False
         C, n_species = config.channels, len(config.species)
         node_degree = config.top_degree + config.extra_degree
@@ -75,8 +78,10 @@ class DPA4(nn.Module):
         )
         last = config.degrees[-1] if config.degrees else config.top_degree
         self.readout = Readout(config, last + config.extra_degree)
-        self.head = EnergyHead(config)
-        self.register_buffer("energy_shift", torch.zeros(n_species, dtype=torch.float64))
+        predicts = PropertyHead if config.property_head.name else EnergyHead
+        self.head = predicts(config)
+        shift = torch.zeros(n_species, dtype=torch.float64)
+        self.register_buffer("energy_shift", shift, persistent=not config.property_head.name)
         numbers = torch.tensor(config.atomic_numbers)
         self.register_buffer("nuclear_charge", numbers, persistent=False)
         self.register_buffer("excluded", self._excluded_table(), persistent=False)
@@ -101,6 +106,38 @@ class DPA4(nn.Module):
         Invariant under rotations and translations.  A mirror image may differ (V of Eq. 19 tells
         left from right).  C3 at the cutoff, but for the ZBL term, which the reference cuts there.
         """
+        descriptor, vector = self._describe(species, edges, charge, spin)
+        energy = self.head(descriptor).double() + self.energy_shift[species]
+        if self.bridge is not None:
+            energy = energy + self._repulsion(species, edges, vector)
+        return energy, descriptor
+
+    def properties(
+        self,
+        species: Int[Tensor, " atom"],
+        edges: Edges,
+        charge: Float[Tensor, " atom"] | None = None,
+        spin: Float[Tensor, " atom"] | None = None,
+    ) -> tuple[Float[Tensor, "atom task"], Float[Tensor, "atom channel"]]:
+        """Each atom's share of the property (float64) and descriptors; arguments of `forward`."""
+        descriptor, _ = self._describe(species, edges, charge, spin)
+        return self.head(descriptor, species), descriptor
+
+    def features(
+        self,
+        species: Int[Tensor, " atom"],
+        edges: Edges,
+        charge: Float[Tensor, " atom"] | None = None,
+        spin: Float[Tensor, " atom"] | None = None,
+    ) -> tuple[Float[Tensor, "atom channel"], Float[Tensor, "atom hidden"]]:
+        """Descriptors and the head's last hidden layer; arguments of `forward`."""
+        descriptor, _ = self._describe(species, edges, charge, spin)
+        return descriptor, self.head.hidden(descriptor)
+
+    def _describe(
+        self, species: Tensor, edges: Edges, charge: Tensor | None, spin: Tensor | None
+    ) -> tuple[Float[Tensor, "atom channel"], Float[Tensor, "edge 3"]]:
+        """Descriptors, and the vectors of the edges as they were used."""
         vector = edges.vector
         if self.config.excluded_pairs:
             silent = vector.new_tensor([0.0, 0.0, 2 * self.config.cutoff])
@@ -113,11 +150,7 @@ class DPA4(nn.Module):
         x = self._embed(species, features, radial_vector, basis)
         for block in self.blocks:
             x = self._pass(block, x[:, : block.n_rows], features)
-        descriptor = self.readout(x)
-        energy = self.head(descriptor).double() + self.energy_shift[species]
-        if self.bridge is not None:
-            energy = energy + self._repulsion(species, edges, vector)
-        return energy, descriptor
+        return self.readout(x), vector
 
     def _pass(self, block: nn.Module, x: Tensor, edges: EdgeFeatures) -> Tensor:
         """One block; with `recompute` its activations are made again in the backward pass."""
@@ -161,6 +194,8 @@ class DPA4(nn.Module):
                 weight, edges.center, n_atoms, config.epsilon if self.legacy else DEGREE_FLOOR
             ),
             offsets=self._offsets(edges),
+            graph=self._graph(edges),
+            accuracy=self.triton or "exact",
             learning=any(weight.requires_grad for weight in self.parameters()),
         )
         radial_vector = (features.gated_weight / length)[:, None]
@@ -172,11 +207,24 @@ class DPA4(nn.Module):
         Weights are frozen, or the network is prepared for training (train/compiled.py).
         """
         eager = self.hand_written and not torch.compiler.is_compiling()
-        if not (eager and edges.center.device.type == "cpu"):
+        if self.triton is not None or not (eager and edges.center.device.type == "cpu"):
             return None
         if not self.prepared and any(weight.requires_grad for weight in self.parameters()):
             return None
         return tuple(edges.row_ptr.tolist())
+
+    def use_triton(self, accuracy: Accuracy | None) -> None:
+        """Let Triton kernels work in the edge convolutions and on the grids; None for PyTorch."""
+        self.triton = accuracy
+        for module in self.modules():
+            if isinstance(module, GridProduct):
+                module.triton = accuracy
+
+    def _graph(self, edges: Edges) -> EdgeGraph | None:
+        """The neighbour list as the Triton kernels walk along it, where they are asked for."""
+        if self.triton is None or torch.compiler.is_compiling():
+            return None
+        return EdgeGraph.build(edges.neighbor, edges.row_ptr)
 
     def _species_features(
         self, species: Tensor, charge: Tensor | None, spin: Tensor | None

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dpa4sim.kernels.triton_plan import Accuracy, EdgeGraph
 from dpa4sim.model.frames import degree_of_lm, degree_of_row, order_of_row
 
 
@@ -27,6 +28,8 @@ class EdgeFeatures:
         gate: eta_j of each edge's neighbour (Eq. 5); None without a bridging window.
         degree_scale: n_i (Eq. 9).
         offsets: row_ptr as Python integers where the hand-written CPU kernels are used.
+        graph: the list by centers and neighbours where the Triton kernels are used.
+        accuracy: of those kernels.
         learning: some weight of the network is in training, be it of another block: forces will
             be differentiated again.
     """
@@ -42,6 +45,8 @@ class EdgeFeatures:
     gate: Float[Tensor, " edge"] | None
     degree_scale: Float[Tensor, " atom"]
     offsets: tuple[int, ...] | None = None
+    graph: EdgeGraph | None = None
+    accuracy: Accuracy = "exact"
     learning: bool = False
 
     def project(

@@ -21,6 +21,7 @@ from dpa4sim.kernels.edge_convolution import Plan, edge_convolution
 from dpa4sim.kernels.edge_training import Passes, TrainingPlan, convolve, slabs_of
 from dpa4sim.kernels.frame_products import FrameShape
 from dpa4sim.kernels.so2_training import StackShape
+from dpa4sim.kernels.triton_plan import TritonPlan
 from dpa4sim.model.edge_features import EdgeFeatures, FrameLayout
 from dpa4sim.model.edge_product import EdgeProduct, frame_matrix
 from dpa4sim.model.embedding import sum_edges
@@ -110,7 +111,8 @@ class EMFA(nn.Module):
         scalars = hidden[:, 0].unflatten(1, (self.n_focus, self.width))
         weight = self._attention(scalars, edges) if self.n_heads else self._scatter(edges)
         trains = edges.learning and self.passes is not None
-        if trains or (self.has_kernel and edges.offsets is not None and not edges.learning):
+        by_hand = edges.offsets is not None or edges.graph is not None
+        if trains or (self.has_kernel and by_hand and not edges.learning):
             message = self._messages_by_kernel(hidden, weight, edges)
         else:
             message = self._messages(hidden, weight, edges)
@@ -161,12 +163,16 @@ class EMFA(nn.Module):
             inputs = part, kernel, edges.rows, weight[:, focus]
             if training is not None:
                 messages.append(convolve(*inputs, self.stack.layers(focus), training))
+            elif edges.graph is not None:
+                from dpa4sim.kernels.triton_convolution import triton_edge_convolution
+
+                plan = TritonPlan.of(self._plan(focus, edges), edges.graph, edges.accuracy)
+                messages.append(triton_edge_convolution(*inputs, plan))
             else:
                 messages.append(edge_convolution(*inputs, self._plan(focus, edges)))
         return torch.cat(messages, -1)
 
     def _plan(self, focus: int, edges: EdgeFeatures) -> Plan:
-        assert edges.offsets is not None
         return Plan(
             layers=self.stack.layers(focus),
             width=self.width,
@@ -176,7 +182,7 @@ class EMFA(nn.Module):
             lift=self.frame_lift,
             degree_of_lm=self.degree_of_lm,
             neighbor=edges.neighbor,
-            offsets=edges.offsets,
+            offsets=edges.offsets or (),  # Triton's kernels do not read them
         )
 
     def _training_plan(self, passes: Passes, edges: EdgeFeatures) -> TrainingPlan:

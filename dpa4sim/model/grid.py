@@ -106,6 +106,7 @@ class GridProduct(nn.Module):
         super().__init__()
         self.channels, self.operation, self.paired = channels, operation, paired
         self.n_branches, self.n_focus = n_branches, n_focus
+        self.triton: Accuracy | None = None
         self.register_buffer("to_grid", tables.to_grid, persistent=False)
         self.register_buffer("from_grid", tables.from_grid, persistent=False)
         gate = torch.empty(2 * channels, n_focus * channels)
@@ -139,11 +140,16 @@ class GridProduct(nn.Module):
         lm_frame = rows * width // C
         a, b = a.reshape(atoms, lm_frame, C), b.reshape(atoms, lm_frame, C)
         pair = torch.cat([a[:, 0], b[:, 0]], -1) if scalars is None else scalars
-        c = self._product(a, b, pair)
         columns = slice(focus * C, (focus + 1) * C)
         logit = pair @ self.gate[:, columns]
         if self.gate_bias is not None:
             logit = logit + self.gate_bias[columns]
+        if self.triton is not None and self.operation == "product":
+            from dpa4sim.kernels.triton_grid import grid_product
+
+            grids = self.to_grid, self.from_grid
+            return grid_product(a, b, pair, logit, *grids, self.triton).reshape(atoms, rows, width)
+        c = self._product(a, b, pair)
         c = c * torch.sigmoid(logit)[:, None]
         scalar = c[:, :1] + (silu(pair[:, :C]) * pair[:, C:])[:, None]
         return torch.cat([scalar, c[:, 1:]], 1).reshape(atoms, rows, width)

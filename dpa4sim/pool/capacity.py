@@ -93,7 +93,8 @@ def probe(model: EnergyModel, n: int) -> Batch:
 
 
 def _is_conditioned(model: EnergyModel) -> bool:
-    return isinstance(model, Potential) and model.config.charge_spin
+    config = getattr(model, "config", None)
+    return config is not None and config.charge_spin
 
 
 def _peak_bytes(model: EnergyModel, batch: Batch) -> int | None:

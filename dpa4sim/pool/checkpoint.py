@@ -169,8 +169,8 @@ def claim(directory: Path) -> Any:
 class Silent:
     """A model that says zero and knows no edges: what it starts has the shapes and nothing else."""
 
-    def __init__(self, device: torch.device, cutoff: float):
-        self.device, self.cutoff = device, cutoff
+    def __init__(self, device: torch.device, cutoff: float, has_spread: bool = False):
+        self.device, self.cutoff, self.has_spread = device, cutoff, has_spread
 
     def __call__(self, batch: Batch) -> Prediction:
         """Zero."""
@@ -178,24 +178,32 @@ class Silent:
         none = batch.n_atoms.new_zeros(0)
         vector = batch.positions.new_zeros(0, 3, dtype=torch.float64)
         searched = torch.ones_like(batch.n_atoms, dtype=torch.bool)
+        spreads: dict[str, Tensor] = {}
+        if self.has_spread:
+            spreads["force_spread"] = torch.zeros_like(batch.positions[:, 0])
+            spreads["energy_spread"] = torch.zeros_like(batch.cell[:, 0, 0])
+            spreads["uncertain"] = ~searched
         return Prediction(
             energy=torch.zeros_like(batch.cell[:, 0, 0]),
             forces=torch.zeros_like(batch.positions),
             stress=torch.zeros_like(batch.cell),
             atomic_energies=torch.zeros_like(batch.positions[:, 0]),
             edges=Edges(none, none, vector, rows, searched),
+            **spreads,
         )
 
 
 def model_fingerprint(model: EnergyModel) -> str:
-    """Tells models apart: the weights of a Potential, else the type."""
+    """Tells models apart: weights and settings of a Potential, else its own word, else the type."""
     if not isinstance(model, Potential):
-        return type(model).__qualname__
+        return str(getattr(model, "fingerprint", type(model).__qualname__))
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     for name, value in sorted(model.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return f"{digest.hexdigest()[:16]}-{model.dtype}"
+    way = "compiled" if model.network is not None else f"{model.kernels}-{model.accuracy}"
+    usual = "" if way == "torch-exact" else f"-{way}"  # other settings give other bits
+    return f"{digest.hexdigest()[:16]}-{model.dtype}{usual}"
 
 
 def chain(before: str, records: Sequence[Any]) -> str:

@@ -281,7 +281,9 @@ class Pool[State, Result]:
 
     def _restored(self, jobs: Sequence[Job], snapshot: Snapshot, prefix: str) -> Any:
         """The state of the checkpoint: begun with a model that says nothing, then filled."""
-        blank = self.method.start(jobs, Silent(self.model.device, self.model.cutoff))
+        model = self.model
+        silent = Silent(model.device, model.cutoff, getattr(model, "has_spread", False))
+        blank = self.method.start(jobs, silent)
         return fill(blank, snapshot.tensors, prefix)
 
     def _checkpoint(self, queue: Queue, last: bool = False) -> None:

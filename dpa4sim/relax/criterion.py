@@ -75,8 +75,15 @@ def inspect_prediction(geometry: Geometry, prediction: Prediction) -> Int[Tensor
     has_stress = geometry.moves_cell | (volume(batch.cell) > 0)
     finite = finite & (torch.isfinite(_total(prediction.stress)) | ~has_stress)
     too_large = max_over_atoms(dot(forces, forces), batch) > FORCE_LIMIT**2
-    verdict = torch.where(too_large, Status.EXPLODED, Status.RUNNING)
+    verdict = torch.where(too_large, Status.EXPLODED, trusted(prediction))
     return torch.where(finite, verdict, Status.NOT_FINITE)
+
+
+def trusted(prediction: Prediction) -> Int[Tensor, " system"] | Status:
+    """Status by the word of an ensemble: UNCERTAIN, or RUNNING when nothing is wrong."""
+    if prediction.uncertain is None:
+        return Status.RUNNING
+    return torch.where(prediction.uncertain, Status.UNCERTAIN, Status.RUNNING)
 
 
 def _crowded(

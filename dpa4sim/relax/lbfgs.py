@@ -215,8 +215,9 @@ def lbfgs_step(state: LbfgsState, model: EnergyModel) -> LbfgsState:
     sick = running & (sickness != Status.RUNNING)
     converged = arrival.residual < state.settings.fmax
     steps = state.steps + running
+    curable = sick & (sickness != Status.UNCERTAIN)  # from the best point it goes there again
     rescue, events = diagnose(
-        state.rescue, arrival.residual, steps + 1, sick, running & ~sick & ~converged
+        state.rescue, arrival.residual, steps + 1, curable, running & ~sick & ~converged
     )
     history, radius = _learn(state, arrival, running & ~sick & ~rescue.falling, layout)
     best = choose(arrival.enthalpy < state.best.enthalpy, system_idx, arrival, state.best)

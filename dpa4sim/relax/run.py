@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dpa4sim.batch import Batch
+from dpa4sim.ensemble import limit_spread
 from dpa4sim.errors import ConfigError, DataError
 from dpa4sim.pool.capacity import Capacity, edge_capacity
 from dpa4sim.pool.checkpoint import Store, model_fingerprint
@@ -47,6 +48,7 @@ def relax(
     constant_volume: bool = False,
     fixed_atoms: Sequence[Sequence[int]] | None = None,
     fix_symmetry: bool = False,
+    max_force_spread: float | None = None,
     strict: bool = False,
     progress: bool | None = None,
     max_edges: float | None = None,
@@ -71,6 +73,8 @@ def relax(
         fixed_atoms: per structure, the atoms that keep their fractional coordinates.  ASE's
             FixAtoms on Atoms is obeyed without it.
         fix_symmetry: keep the space group that the start has within 0.01 Å.
+        max_force_spread: of an ensemble, eV/Å; a structure ends as UNCERTAIN, at its last geometry
+            below, when the members disagree by more about the force on an atom.
         strict: raise about a structure that is invalid or falls sick, instead of marking it.
         progress: None shows a bar on a terminal; True also writes lines elsewhere; False neither.
         max_edges: edges in the working set; None measures what the device can hold.
@@ -111,6 +115,7 @@ def relax(
         constant_volume=constant_volume,
         fixed_atoms=fixed_atoms,
         fix_symmetry=fix_symmetry,
+        max_force_spread=max_force_spread,
         strict=strict,
         progress=progress,
         max_edges=max_edges,
@@ -136,6 +141,7 @@ def relax_each(
     constant_volume: bool = False,
     fixed_atoms: Iterable[Sequence[int]] | None = None,
     fix_symmetry: bool = False,
+    max_force_spread: float | None = None,
     strict: bool = False,
     progress: bool | None = None,
     max_edges: float | None = None,
@@ -151,6 +157,7 @@ def relax_each(
     Raises:
         ConfigError, DataError, ResumeError: as `relax`.
     """
+    limited = limit_spread(potential, max_force_spread)
     kind = torch.device(potential.device).type
     every = CHECK_EVERY.get(kind, 1) if check_every is None else check_every
     _check_settings(fmax, max_steps, optimizer, cell_filter, max_edges, every)
@@ -163,9 +170,11 @@ def relax_each(
     if directory is not None:
         asked = {"work": "relax", **method.described(), **terms.described()}
         asked["model"] = model_fingerprint(potential)
+        if max_force_spread is not None:
+            asked["max_force_spread"] = max_force_spread
         store = Store(directory, asked, checkpoint_every_s)
     jobs = terms.jobs(structures, potential)
-    return _run(potential, method, capacity, jobs, total, strict, progress, store)
+    return _run(limited, method, capacity, jobs, total, strict, progress, store)
 
 
 def _run(

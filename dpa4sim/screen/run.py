@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from dpa4sim.ensemble import limit_spread
 from dpa4sim.errors import ConfigError, DataError
 from dpa4sim.pool.checkpoint import model_fingerprint
 from dpa4sim.potential import EnergyModel
@@ -33,6 +34,7 @@ def screen(
     optimizer: str = "lbfgs",
     max_steps: int = 500,
     pressure_gpa: float = 0.0,
+    max_force_spread: float | None = None,
     mixed_references: bool = False,
     corrections: str = "none",
     built_in_references: bool = False,
@@ -55,6 +57,8 @@ def screen(
         optimizer: "lbfgs" or "fire".
         max_steps: moves per structure.
         pressure_gpa: external pressure.
+        max_force_spread: of an ensemble, eV/Å; structures beyond are flagged uncertain and not
+            ranked.
         mixed_references: let references be of another theory or model.
         corrections: "none" or "mp2020".
         built_in_references: relax built-in crystals of the elements, and common binaries, too.
@@ -70,9 +74,11 @@ def screen(
         ConfigError, DataError: a setting, path or reference cannot be used.
         ResumeError: the directory belongs to another campaign, or cannot be written.
     """
+    limit_spread(potential, max_force_spread)
     files = _paths(candidates)
     relaxation: dict[str, Any] = {"optimizer": optimizer, "fmax": float(fmax), "cell": cell}
     relaxation |= {"max_steps": max_steps, "pressure_gpa": float(pressure_gpa)}
+    relaxation |= {"max_force_spread": float(max_force_spread or 0)}
     if max_edges is not None and not max_edges > 0:
         raise ConfigError(f"max_edges={max_edges} is too small. Give 1 or more.")
     settings = Settings(

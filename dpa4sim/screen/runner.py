@@ -14,7 +14,7 @@ from dpa4sim.errors import SICK, ResumeError, Status
 from dpa4sim.pool.capacity import edge_capacity
 from dpa4sim.pool.checkpoint import model_fingerprint
 from dpa4sim.pool.progress import Progress
-from dpa4sim.potential import EnergyModel, Potential
+from dpa4sim.potential import EnergyModel
 from dpa4sim.relax.result import Relaxed
 from dpa4sim.relax.run import relax_each
 from dpa4sim.screen.campaign import Campaign, alone, cannot_write, check_complete
@@ -263,6 +263,7 @@ class _Chunk:
             max_steps=asked.max_steps,
             pressure_gpa=asked.pressure_gpa,
             fix_symmetry=asked.fix_symmetry,
+            max_force_spread=asked.max_force_spread or None,
             max_edges=self.max_edges,
             progress=False,
             directory=chunk_folder(self.campaign.work, self.lease.chunk),
@@ -272,8 +273,9 @@ class _Chunk:
 
 def _stated(atoms: Atoms, potential: EnergyModel) -> Atoms:
     """Charge and spin for all of a chunk or for none: no candidate may depend on its neighbours."""
-    conditioned = isinstance(potential, Potential) and potential.config.charge_spin
-    default = potential.config.default_charge_spin if isinstance(potential, Potential) else ()
+    config = getattr(potential, "config", None)
+    conditioned = config is not None and config.charge_spin
+    default = config.default_charge_spin if config is not None else ()
     for place, name in enumerate(("charge", "spin")):
         if not conditioned:
             atoms.info.pop(name, None)
@@ -305,8 +307,15 @@ def _row(row: Row, start: Atoms | None, record: Relaxed | None) -> dict[str, Any
         "energy": finite(record.energy),
         "fmax": finite(record.fmax),
         "max_stress": finite(record.stress_max),
+        "force_spread": _spread(record),
         "steps": record.steps,
     }
+
+
+def _spread(record: Relaxed) -> float | None:
+    """Largest force spread of an ensemble at the end, eV/Å."""
+    spread = None if record.prediction is None else record.prediction.force_spread
+    return None if spread is None else finite(float(spread.max()))
 
 
 def _checked(start: Atoms, relaxed: Atoms, status: Status) -> dict[str, Any]:

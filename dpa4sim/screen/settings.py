@@ -71,6 +71,8 @@ class Relaxation:
         pressure_gpa: external pressure.
         fix_symmetry: keep the space group of the start.
         max_edges: edges in the working set; 0 for what the first device can hold.
+        max_force_spread: of an ensemble, eV/Å; a structure with a larger one is flagged uncertain
+            and not ranked; 0 for no limit.
     """
 
     fmax: float = 0.02
@@ -81,6 +83,7 @@ class Relaxation:
     pressure_gpa: float = 0.0
     fix_symmetry: bool = False
     max_edges: float = 0.0
+    max_force_spread: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,7 @@ class Settings:
             ("candidates.chunk_size", self.candidates.chunk_size, 1),
             ("relax.max_steps", self.relax.max_steps, 0),
             ("relax.max_edges", self.relax.max_edges, 0),
+            ("relax.max_force_spread", self.relax.max_force_spread, 0),
         ):
             if value < least:
                 raise ConfigError(f"{key} = {value} is too small. Give {least} or more.")

@@ -42,6 +42,7 @@ RESULTS = pa.schema(
         ("positions", pa.list_(pa.float64())),
         ("cell", pa.list_(pa.float64())),
         ("pbc", pa.list_(pa.bool_())),
+        ("force_spread", pa.float64()),
     ]
 )
 """eV for the whole cell, Å^3, eV/Å, eV/Å^3, Å; positions and cell flat.  Null is no answer."""
@@ -125,4 +126,8 @@ def read_part(path: Path, size: int, digest: str, columns: Sequence[str] | None)
             "computes these structures again, and no others."
         )
     table = pq.read_table(BytesIO(content), columns=None if columns is None else list(columns))
-    return table if columns is None else table.select(list(columns))
+    for missing in set(RESULTS.names) - set(table.column_names):  # of an earlier version
+        table = table.append_column(
+            RESULTS.field(missing), pa.nulls(len(table), RESULTS.field(missing).type)
+        )
+    return table.select(RESULTS.names if columns is None else list(columns))

@@ -15,6 +15,7 @@ import torch
 from dpa4sim.batch import Batch, symbol
 from dpa4sim.complaint import complaints
 from dpa4sim.edges import estimated_edges
+from dpa4sim.ensemble import limit_spread
 from dpa4sim.errors import SICK, DataError
 from dpa4sim.pool.capacity import Capacity, edge_capacity
 from dpa4sim.pool.checkpoint import model_fingerprint
@@ -63,6 +64,7 @@ def md(
     positions: str = "float64",
     resume: bool = False,
     checkpoint_every_s: float = 60.0,
+    max_force_spread: float | None = None,
     strict: bool = False,
     progress: bool | None = None,
     max_edges: float | None = None,
@@ -82,6 +84,8 @@ def md(
         positions: "float64", or "float32" for smaller files.
         resume: go on with `output` where an earlier, equal call was interrupted.
         checkpoint_every_s: seconds between two checkpoints, in a folder beside `output`.
+        max_force_spread: of an ensemble, eV/Å; a trajectory ends as UNCERTAIN, at its last frame
+            below, when the members disagree by more about the force on an atom.
         strict: raise about a structure that is invalid or falls sick, instead of marking it.
         progress: None shows a bar on a terminal; True also writes lines elsewhere; False neither.
         max_edges: edges in the working set; None measures what the device can hold.
@@ -126,7 +130,9 @@ def md(
     jobs = list(_jobs(systems, settings, sampling, potential))
     asked = {"work": "md", **asdict(settings), **asdict(sampling), "frame_every": frame_every}
     asked |= {"store": list(store), "positions": positions, "model": model_fingerprint(potential)}
-    recorder = None
+    if max_force_spread is not None:
+        asked["max_force_spread"] = max_force_spread
+    limited, recorder = limit_spread(potential, max_force_spread), None
     if output is not None:
         records = [_system_record(job, settings) for job in jobs]
         recorder = Recorder(Path(output), recording, records, asked, asked["model"], resume)
@@ -136,7 +142,7 @@ def md(
     runs = []
     try:
         with closing(Progress("md", len(jobs), progress)) as reporter, closing(method):
-            pool: Pool[Simulated, MDRun] = Pool(potential, method, capacity, reporter, checkpoints)
+            pool: Pool[Simulated, MDRun] = Pool(limited, method, capacity, reporter, checkpoints)
             for run in pool.run(iter(jobs)):
                 _raise_if(strict, run)
                 runs.append(run)

@@ -18,7 +18,7 @@ from dpa4sim.edges import MAX_CROWD, computable
 from dpa4sim.errors import ConfigError, DataError, Status
 from dpa4sim.lattice import normals
 from dpa4sim.potential import EnergyModel, Prediction
-from dpa4sim.relax.criterion import FORCE_LIMIT, VOLUME_LIMITS
+from dpa4sim.relax.criterion import FORCE_LIMIT, VOLUME_LIMITS, trusted
 from dpa4sim.simulate import observables, random
 from dpa4sim.units import BOLTZMANN_EV_K, EV_PER_AMU_A2_FS2, GPA_PER_EV_A3
 
@@ -322,7 +322,7 @@ def inspect_prediction(
     finite = finite & (torch.isfinite(_total(prediction.stress)) | ~has_volume)
     searched = None if prediction.edges is None else prediction.edges.searched
     finite = finite if searched is None else finite & searched
-    verdict = torch.where(force > FORCE_LIMIT**2, Status.EXPLODED, Status.RUNNING)
+    verdict = torch.where(force > FORCE_LIMIT**2, Status.EXPLODED, trusted(prediction))
     return torch.where(finite, verdict, Status.NOT_FINITE)
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from dpa4sim.config import NAMED_SIZES, DPA4Config
+from dpa4sim.config import NAMED_SIZES, DPA4Config, PropertyConfig, from_mapping
 from dpa4sim.data.statistics import energy_shifts
 from dpa4sim.data.store import Store, is_store
 from dpa4sim.errors import ConfigError, DataError
 from dpa4sim.model import DPA4
-from dpa4sim.potential import load
+from dpa4sim.potential import read_network
+from dpa4sim.train.property import fill_statistics, with_property_head
 from dpa4sim.train.schedule import WarmupConstant, WarmupCosine, WarmupStableDecay
 from dpa4sim.train.settings import Data, Schedule, Settings
 
@@ -44,7 +45,7 @@ def open_split(settings: Settings) -> tuple[Split, Split]:
         DataError: a file that is no store, an empty split, or a label that the loss needs and no
             frame has.
     """
-    data = settings.data
+    data, of_property = settings.data, property_of(settings)
     train = open_store(data.train, "data.train")
     rows = usable(train, data)
     if data.valid:
@@ -65,7 +66,7 @@ def open_split(settings: Settings) -> tuple[Split, Split]:
                 if name == "validation"
                 else f"{data.train} has no frame that can be used."
             )
-        check_labels(settings, part, name)
+        check_labels(settings, part, name, of_property)
     return parts
 
 
@@ -89,12 +90,45 @@ def usable(store: Store, data: Data) -> np.ndarray:
     return rows[store.min_distance >= data.min_distance] if data.min_distance else rows
 
 
-def check_labels(settings: Settings, part: Split, name: str) -> None:
+def asked_head(settings: Settings) -> PropertyConfig:
+    """The [model.property_head] table; without a name where there is none.
+
+    Raises:
+        ConfigError: an unknown key or a value that cannot be used.
+    """
+    table = settings.model.get("property_head", {})
+    return from_mapping(PropertyConfig, table, "The model config", "property_head.")
+
+
+def property_of(settings: Settings) -> str:
+    """Name of the property that the run trains on; empty for energies.
+
+    Raises:
+        ConfigError: settings that cannot be used.
+        ModelError: the model to start from can't be used.
+    """
+    name = asked_head(settings).name
+    if name or not settings.finetune.model:
+        return name
+    network, _ = read_network(settings.finetune.model, settings.finetune.branch or None)
+    return network.config.property_head.name
+
+
+def check_labels(settings: Settings, part: Split, name: str, of_property: str = "") -> None:
     """Each term of the loss must have labels.
 
     Raises:
         DataError: a weight is not zero and no frame has the label.
     """
+    if of_property:
+        if not part.store.has_property(of_property)[part.frames].any():
+            known = ", ".join(part.store.properties) or "none"
+            raise DataError(
+                f"{part.store.path}: no {name} frame has the property '{of_property}'; the store's "
+                f"properties: {known}. Convert with it: dpa4sim data convert --property "
+                f"{of_property}."
+            )
+        return
     for term, label in LABELS.items():
         weight = max(getattr(settings.loss, term))
         if weight > 0 and not part.store.has(label)[part.frames].any():
@@ -125,6 +159,9 @@ def build(settings: Settings, train: Split, valid: Split) -> DPA4:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.run.seed)
         model = DPA4(config, dtype=getattr(torch, settings.run.dtype))
+    if config.property_head.name:
+        fill_statistics(model, train.store, train.frames)
+        return model
     shifts = energy_shifts(
         train.store, train.frames, config.species, given=settings.data.energy_shifts
     )
@@ -181,12 +218,19 @@ def _from_model(settings: Settings, train: Split, present: Sequence[str]) -> DPA
     from dpa4sim.train.lora import add_lora
 
     chosen = settings.finetune
-    potential = load(chosen.model, branch=chosen.branch or None, dtype=settings.run.dtype)
-    model = potential.model.requires_grad_(True).train()
+    model, _ = read_network(chosen.model, chosen.branch or None, settings.run.dtype)
+    model.train()
+    head = asked_head(settings)
+    if head.name:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.run.seed)
+            model = with_property_head(model, head)
     new = [name for name in present if name not in model.config.species]
     if new:
         model = extend_species(model, new)
-    if chosen.refit_shifts:
+    if head.name:
+        fill_statistics(model, train.store, train.frames)
+    if chosen.refit_shifts and not model.config.property_head.name:
         model = refit_shifts(model, train.store, train.frames)
     freeze(model, chosen.freeze)
     if chosen.lora_rank:

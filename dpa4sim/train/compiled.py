@@ -8,10 +8,9 @@ one graph each, shared by all blocks of equal shape, with edges as the only dyna
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +24,8 @@ from dpa4sim.kernels.so2_training import StackShape, flatten, unflatten
 from dpa4sim.model import DPA4
 from dpa4sim.model.emfa import EMFA
 
-__all__ = ["fallbacks", "force_pass", "matmul_precision", "prepare"]
+__all__ = ["fallbacks", "force_pass", "prepare"]
 
-Precision = Literal["highest", "high", "medium"]
 SMALLEST_SLAB = 2
 """Edges below which a graph with a dynamic size would be a special case."""
 
@@ -72,20 +70,6 @@ def fallbacks(model: DPA4) -> dict[int, str]:
 
 def _convolutions(model: DPA4) -> list[EMFA]:
     return [module for module in model.modules() if isinstance(module, EMFA)]
-
-
-@contextmanager
-def matmul_precision(precision: Precision) -> Iterator[None]:
-    """Precision of float32 matrix products inside; the former one comes back.
-
-    "high" is TF32 on CUDA.  "medium" allows bfloat16 operands, where the processor has them.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @cache

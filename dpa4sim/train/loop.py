@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from dpa4sim.batch import Batch
 from dpa4sim.data.batch import LabelledBatch
 from dpa4sim.edges import Edges, neighbors
 from dpa4sim.model import DPA4
@@ -80,7 +81,7 @@ class Trainer:
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         self.guard = Guard(zero, zero)
         self.done, self.cursor, self.atoms = 0, Cursor(), 0
-        self.errors = Errors(self.device)
+        self.errors = self.fresh_errors()
         self.recent: deque[StepPlan] = deque(maxlen=LOOK_EVERY + settings.run.max_skipped)
 
     def steps(self) -> Iterator[int]:
@@ -108,32 +109,49 @@ class Trainer:
             return []
         return [plan.frames for plan in list(self.recent)[-in_a_row:]]
 
+    def fresh_errors(self) -> Errors:
+        """Sums of errors that are all zero."""
+        return Errors(self.device)
+
     def predict(self, labelled: LabelledBatch) -> Residuals:
         """Energy, forces and virial against the labels, differentiable to the weights."""
-        batch = labelled.batch
-        found = neighbors(batch, self.model.config.cutoff)
-        dtype = self.parameters[0].dtype
-        vector = found.vector.detach().to(dtype).requires_grad_(True)
-        edges = Edges(found.center, found.neighbor, vector, found.row_ptr)
-        charge, spin = (
-            None if value is None else value[batch.system_idx].to(dtype)
-            for value in (batch.charge, batch.spin)
-        )
-        atomic, _ = self.model(self.species_of[batch.atomic_numbers], edges, charge, spin)
+        species, edges, charge, spin = self._inputs(labelled.batch)
+        vector = edges.vector.requires_grad_(True)
+        atomic, _ = self.model(species, edges, charge, spin)
         with force_pass():
             (gradient,) = torch.autograd.grad(atomic.sum(), vector, create_graph=True)
         return residuals(labelled, edges, atomic, gradient)
 
-    def _step(self, plan: StepPlan, batches: Sequence[LabelledBatch]) -> None:
+    def share(self, found: Any, total: Tensor) -> Float[Tensor, ""]:
+        """What a batch adds to the loss of its step.
+
+        Args:
+            found: what `predict` gave.
+            total: labels of each kind in all batches of the step, on all devices.
+        """
         settings = self.settings
         weights = Weights.at(settings.loss, self.rate / settings.optimizer.lr)
+        return objective(found, weights, settings.loss, total)
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Edges, Tensor | None, Tensor | None]:
+        """Species, edges, charge and spin as the network takes them."""
+        found = neighbors(batch, self.model.config.cutoff)
+        dtype = self.parameters[0].dtype
+        edges = Edges(found.center, found.neighbor, found.vector.detach().to(dtype), found.row_ptr)
+        charge, spin = (
+            None if value is None else value[batch.system_idx].to(dtype)
+            for value in (batch.charge, batch.spin)
+        )
+        return self.species_of[batch.atomic_numbers], edges, charge, spin
+
+    def _step(self, plan: StepPlan, batches: Sequence[LabelledBatch]) -> None:
         total = torch.tensor(plan.labels, dtype=torch.float64, device=self.device)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
         with self.scope():
             for labelled in batches:
                 found = self.predict(labelled)
-                share = objective(found, weights, settings.loss, total)
+                share = self.share(found, total)
                 share.backward()
                 loss += share.detach()
                 self.errors.add(found)

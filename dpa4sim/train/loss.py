@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -184,7 +185,7 @@ def _where(mask: Tensor, x: Tensor) -> Tensor:
 class Errors:
     """Running sums of errors on the device; read when somebody looks."""
 
-    NAMES = (
+    NAMES: tuple[str, ...] = (
         "energy_mae",
         "energy_rmse",
         "force_mae",
@@ -194,14 +195,23 @@ class Errors:
         "stress_mae",
         "stress_rmse",
     )
-    UNITS = ("eV/atom", "eV/atom", "eV/Å", "eV/Å", "eV/Å", "eV/atom", "eV/Å^3", "eV/Å^3")
+    UNITS: tuple[str, ...] = (
+        "eV/atom",
+        "eV/atom",
+        "eV/Å",
+        "eV/Å",
+        "eV/Å",
+        "eV/atom",
+        "eV/Å^3",
+        "eV/Å^3",
+    )
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
         self.labels = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
 
-    def add(self, found: Residuals) -> None:
-        """Count a batch; nothing is read from the device."""
+    def add(self, found: Any) -> None:
+        """Count a batch of `Residuals`; nothing is read from the device."""
         energy, forces = found.energy.detach().double(), found.forces.detach().double()
         virial = found.virial.detach().double()
         stress = _where(found.has_virial[:, None, None], virial / found.volume[:, None, None])
@@ -217,15 +227,15 @@ class Errors:
         ])  # fmt: skip
         self.labels += found.counts
 
-    def since(self, earlier: Errors) -> Errors:
+    def since(self, earlier: Self) -> Self:
         """What came after a `copy` of this."""
-        found = Errors(self.sums.device)
+        found = type(self)(self.sums.device)
         found.sums, found.labels = self.sums - earlier.sums, self.labels - earlier.labels
         return found
 
-    def copy(self) -> Errors:
+    def copy(self) -> Self:
         """As it is now."""
-        return self.since(Errors(self.sums.device))
+        return self.since(type(self)(self.sums.device))
 
     def read(self) -> dict[str, float]:
         """Means in the units of `UNITS`; NaN where no label was."""

@@ -16,6 +16,7 @@ from dpa4sim.data.batch import LabelledBatch
 from dpa4sim.plots import draw_curves, draw_parity
 from dpa4sim.pool.checkpoint import whole
 from dpa4sim.potential import Potential
+from dpa4sim.property import PropertyModel
 from dpa4sim.train.loss import Errors
 from dpa4sim.units import GPA_PER_EV_A3
 
@@ -28,24 +29,40 @@ SHOWN = {
     "virial_mae": ("meV/atom", 1e3),
     "stress_mae": ("GPa", GPA_PER_EV_A3),
     "stress_rmse": ("GPa", GPA_PER_EV_A3),
+    "property_mae": ("in the labels' unit", 1.0),
+    "property_rmse": ("in the labels' unit", 1.0),
+    "property_scaled_mae": ("of their spread", 1.0),
 }
 """Unit and factor in which an error is shown."""
 
-COLUMNS = {
-    "step": "1",
-    "epoch": "1",
-    "learning_rate": "1",
-    "elapsed": "s",
-    "skipped": "1",
-    **{f"train_{name}": unit for name, (unit, _) in SHOWN.items()},
-    **{f"valid_{name}": unit for name, (unit, _) in SHOWN.items()},
-}
-"""Columns of train.csv and their units."""
+
+def columns_of(errors: Errors) -> dict[str, str]:
+    """Columns of train.csv and their units."""
+    units = {name: SHOWN[name][0] for name in errors.NAMES}
+    return {
+        "step": "1",
+        "epoch": "1",
+        "learning_rate": "1",
+        "elapsed": "s",
+        "skipped": "1",
+        **{f"train_{name}": unit for name, unit in units.items()},
+        **{f"valid_{name}": unit for name, unit in units.items()},
+    }
 
 
 def shown(errors: dict[str, float], prefix: str = "") -> dict[str, float]:
     """Errors in the units that are shown."""
-    return {prefix + name: SHOWN[name][1] * errors[name] for name in Errors.NAMES}
+    return {prefix + name: SHOWN[name][1] * value for name, value in errors.items()}
+
+
+SHORT = (
+    ("E", "energy_mae"),
+    ("F", "force_mae"),
+    ("S", "stress_mae"),
+    ("MAE", "property_mae"),
+    ("=", "property_scaled_mae"),
+)
+"""What a line says of the errors."""
 
 
 class LiveLine:
@@ -94,12 +111,12 @@ class LiveLine:
 
 
 def in_short(errors: dict[str, float]) -> str:
-    """Mean errors of energy, forces and stress, of those that have labels."""
+    """Mean errors of energy, forces and stress, or of a property, of those that have labels."""
     values = shown(errors)
     words = [
         f"{letter} {values[name]:.4g} {SHOWN[name][0]}"
-        for letter, name in (("E", "energy_mae"), ("F", "force_mae"), ("S", "stress_mae"))
-        if not math.isnan(values[name])
+        for letter, name in SHORT
+        if not math.isnan(values.get(name, math.nan))
     ]
     return "  ".join(words)
 
@@ -124,8 +141,37 @@ def write_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
         draw_curves(rows, partial)
 
 
-def write_parity(potential: Potential, batches: Iterable[LabelledBatch], path: Path) -> None:
+def write_parity(
+    model: Potential | PropertyModel, batches: Iterable[LabelledBatch], path: Path
+) -> None:
     """parity.png: prediction over label for the validation frames."""
+    if isinstance(model, PropertyModel):
+        panels = _of_property(model, batches)
+    else:
+        panels = _of_energies(model, batches)
+    with whole(path) as partial:
+        draw_parity(panels, partial)
+
+
+def _of_property(
+    model: PropertyModel, batches: Iterable[LabelledBatch]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    labels, values = [], []
+    for labelled in batches:
+        label = labelled.properties[model.name]
+        known = label.isfinite().all(1)
+        labels.append(label[known].numpy())
+        values.append(model(labelled.batch.to(model.device)).values.cpu()[known].numpy())
+    names = [model.name]
+    if model.config.property_head.task_dim > 1:
+        names = [f"{model.name} {k}" for k in range(model.config.property_head.task_dim)]
+    columns = zip(np.concatenate(labels).T, np.concatenate(values).T, strict=True)
+    return dict(zip(names, columns, strict=True))
+
+
+def _of_energies(
+    potential: Potential, batches: Iterable[LabelledBatch]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def add(name: str, label: torch.Tensor, value: torch.Tensor) -> None:
@@ -142,9 +188,7 @@ def write_parity(potential: Potential, batches: Iterable[LabelledBatch], path: P
         add("energy", labelled.energy / size, prediction.energy / size)
         add("forces", labelled.forces, prediction.forces)
         add("stress", labelled.stress, prediction.stress)
-    panels = {
+    return {
         name: (np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found]))
         for name, found in pairs.items()
     }
-    with whole(path) as partial:
-        draw_parity(panels, partial)

@@ -19,18 +19,20 @@ import torch
 from dpa4sim import __version__
 from dpa4sim.data.sampler import EdgeBudget
 from dpa4sim.errors import ConfigError, DataError
+from dpa4sim.kernels.precision import matmul_precision
 from dpa4sim.model import DPA4
-from dpa4sim.potential import Potential, load
+from dpa4sim.potential import Potential
+from dpa4sim.property import PropertyModel, load_any
 from dpa4sim.train.average import WeightAverage
 from dpa4sim.train.build import Split, build, open_split, schedule_of
-from dpa4sim.train.compiled import matmul_precision, prepare
+from dpa4sim.train.compiled import prepare
 from dpa4sim.train.directory import RunDirectory, Table, read_state
 from dpa4sim.train.feed import Feed
 from dpa4sim.train.loop import LOOK_EVERY, Trainer
-from dpa4sim.train.loss import Errors
 from dpa4sim.train.muon import HybridMuon, parameter_groups
+from dpa4sim.train.property import PropertyTrainer
 from dpa4sim.train.ranks import Ranks
-from dpa4sim.train.report import COLUMNS, LiveLine, in_short, shown, write_curves, write_parity
+from dpa4sim.train.report import LiveLine, columns_of, in_short, shown, write_curves, write_parity
 from dpa4sim.train.settings import Settings, read_settings
 from dpa4sim.train.validation import batches_of, merit, validation_errors
 
@@ -44,14 +46,15 @@ class TrainResult:
 
     Args:
         directory: where everything is.
-        potential: averaged weights with the best validation.
+        potential: averaged weights with the best validation; a PropertyModel where a property was
+            trained on.
         errors: of `potential` on the validation frames; units of `train.report.SHOWN`.
         steps: that were taken.
         skipped: steps whose loss was not finite.
     """
 
     directory: Path
-    potential: Potential
+    potential: Potential | PropertyModel
     errors: dict[str, float]
     steps: int
     skipped: int
@@ -122,9 +125,9 @@ class TrainingRun:
         self.device = ranks.device(settings.run.device)
         self.trainer = self._trainer(build(settings, train_set, valid_set).to(self.device))
         self.live = LiveLine(settings.run.steps, settings.run.log_every_s, quiet)
-        self.table = Table(path / "train.csv", COLUMNS)
+        self.table = Table(path / "train.csv", columns_of(self.trainer.errors))
         self.best, self.elapsed = math.inf, 0.0
-        self.told = Errors(self.device)
+        self.told = self.trainer.fresh_errors()
         self.begun = time.monotonic()
         self._resume()
 
@@ -173,7 +176,8 @@ class TrainingRun:
         )
         rows = torch.full((120,), -1)
         rows[list(model.config.atomic_numbers)] = torch.arange(len(model.config.species))
-        return Trainer(
+        kind = PropertyTrainer if model.config.property_head.name else Trainer
+        return kind(
             model,
             rows.to(self.device),
             optimizer,
@@ -247,7 +251,7 @@ class TrainingRun:
             **shown(trained.read(), "train_"),
             **shown(found, "valid_"),
         }
-        self.trainer.errors, self.told = Errors(self.device), Errors(self.device)
+        self.trainer.errors, self.told = self.trainer.fresh_errors(), self.trainer.fresh_errors()
         score = merit(found, self.settings)
         first = math.isinf(self.best)  # something must be kept, however bad
         better, self.best = first or score < self.best, min(score, self.best)
@@ -262,7 +266,7 @@ class TrainingRun:
         self._say(f"validation at step {step}:  {in_short(found)}{note}")
         self.live.pause(self.trainer.atoms)
 
-    def _averaged(self) -> Potential:
+    def _averaged(self) -> Potential | PropertyModel:
         """The averaged weights as a model of its own."""
         model = copy.deepcopy(self.trainer.model)
         self.trainer.average.copy_to(model)
@@ -272,12 +276,13 @@ class TrainingRun:
             from dpa4sim.train.lora import fold
 
             model = fold(model)
-        return Potential(model, card=card, device=self.device, dtype=self.settings.run.dtype)
+        kind = PropertyModel if model.config.property_head.name else Potential
+        return kind(model, card=card, device=self.device, dtype=self.settings.run.dtype)
 
     def _finish(self) -> TrainResult:
         self.ranks.wait()
         dtype = self.settings.run.dtype
-        best = load(self.path / "best.safetensors", device=self.device, dtype=dtype)
+        best = load_any(self.path / "best.safetensors", device=self.device, dtype=dtype)
         errors = dict(best.card["validation"])
         result = TrainResult(
             self.path, best, errors, self.trainer.done, int(self.trainer.guard.total)

@@ -51,6 +51,9 @@ class Loss:
         energy: weight of the energy per atom.
         force: weight of the force residual.
         virial: weight of the virial per atom.
+        property: form of the loss of a property model, which has this term alone: of each number's
+            error (per atom for an extensive property) in units of the labels' spread.
+        property_beta: error from which on smooth_mae is linear.
     """
 
     form: Literal["mae", "mse", "huber"] = "mae"
@@ -58,6 +61,8 @@ class Loss:
     force: Term = (20.0,)
     virial: Term = (5.0,)
     huber_delta: float = 0.01
+    property: Literal["smooth_mae", "mae", "mse"] = "smooth_mae"
+    property_beta: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +111,11 @@ class Finetune:
 
     Args:
         model: released name, model file or DeePMD-kit checkpoint; empty starts from nothing.
+            With [model.property_head] its network gets that head, new.
         branch: of a multi-task checkpoint.
         freeze: groups of weights that stay, such as "embedding" or "blocks.0".
-        refit_shifts: fit the species' energies to what the model leaves of the labels.
+        refit_shifts: fit the species' energies to what the model leaves of the labels; the biases
+            of a property model stay.
         lora_rank: train low-rank updates of the matrices instead; 0 trains the weights.
         lora_alpha: their scale is alpha / rank.
     """
@@ -191,7 +198,7 @@ class Settings:
                 f"schedule.warmup_steps = {self.schedule.warmup_steps} is not below run.steps = "
                 f"{self.run.steps}."
             )
-        if self.finetune.model and self.model:
+        if self.finetune.model and set(self.model) - {"property_head"}:
             raise ConfigError(
                 "[model] and finetune.model are both given. The model that training starts from "
                 "brings its own options: remove [model]."
@@ -220,6 +227,7 @@ RANGES = (
     ("loss.force", 0, BIG),
     ("loss.virial", 0, BIG),
     ("loss.huber_delta", 1e-12, BIG),
+    ("loss.property_beta", 1e-12, BIG),
     ("optimizer.lr", 0, BIG),
     ("optimizer.weight_decay", 0, BIG),
     ("optimizer.clip", 1e-12, BIG),

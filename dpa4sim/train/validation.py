@@ -10,8 +10,10 @@ import numpy as np
 
 from dpa4sim.data.batch import LabelledBatch
 from dpa4sim.potential import Potential
+from dpa4sim.property import PropertyModel
 from dpa4sim.train.build import Split
 from dpa4sim.train.loss import Errors, Weights, compared
+from dpa4sim.train.property import PropertyErrors, property_residuals
 from dpa4sim.train.ranks import Ranks
 from dpa4sim.train.settings import Settings
 
@@ -32,12 +34,18 @@ def batches_of(part: Split, atoms: int | None = None) -> Iterator[LabelledBatch]
         yield part.store.batch(group)
 
 
-def validation_errors(potential: Potential, part: Split, ranks: Ranks) -> dict[str, float]:
+def validation_errors(
+    model: Potential | PropertyModel, part: Split, ranks: Ranks
+) -> dict[str, float]:
     """Mean errors over the frames of all processes."""
-    errors = Errors(potential.device)
+    of_property = isinstance(model, PropertyModel)
+    errors = PropertyErrors(model.device) if of_property else Errors(model.device)
     for labelled in islice(batches_of(part), ranks.rank, None, ranks.world):
-        labelled = labelled.to(potential.device)
-        prediction = potential(labelled.batch)
+        labelled = labelled.to(model.device)
+        if isinstance(model, PropertyModel):
+            errors.add(property_residuals(model.model, labelled, model(labelled.batch)))
+            continue
+        prediction = model(labelled.batch)
         virial = prediction.stress * labelled.batch.volume[:, None, None]
         errors.add(compared(labelled, prediction.energy, prediction.forces, virial))
     ranks.sum(errors.sums)
@@ -48,8 +56,12 @@ def validation_errors(potential: Potential, part: Split, ranks: Ranks) -> dict[s
 def merit(errors: Mapping[str, float], settings: Settings) -> float:
     """Eq. 70 of mean errors with the last weights: which of two models is better.
 
+    Of two property models, the one with the smaller error in units of the labels' spread.
     Infinite where the model says something that is not finite.
     """
+    if "property_scaled_mae" in errors:
+        score = errors["property_scaled_mae"]
+        return score if math.isfinite(score) else math.inf
     weights = Weights.at(settings.loss, 0.0)
     terms = (
         (weights.energy, errors["energy_mae"]),

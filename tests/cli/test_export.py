@@ -15,6 +15,8 @@ from ase.build import bulk
 
 import dpa4sim
 from dpa4sim.adapters.ase import from_atoms
+from dpa4sim.batch import Batch
+from dpa4sim.compiled import name_of
 from dpa4sim.config import DPA4Config
 from dpa4sim.export import arguments
 from dpa4sim.model import DPA4
@@ -66,7 +68,7 @@ def test_bad_words_are_told(run, model, tmp_path, words, hint):
 
 
 @pytest.mark.slow
-def test_a_process_without_dpa4sim_gets_our_numbers(run, crystals, tmp_path):
+def test_a_process_without_dpa4sim_gets_our_numbers(run, crystals, tmp_path, monkeypatch):
     """Compiling takes about a minute of one core, whatever the size of the network."""
     config = DPA4Config(
         species=("Na", "Si", "Cl"), cutoff=4.5, channels=4, n_blocks=1, max_degree=1, so2_layers=2
@@ -97,6 +99,16 @@ def test_a_process_without_dpa4sim_gets_our_numbers(run, crystals, tmp_path):
     assert card["species"] == ["Na", "Si", "Cl"]
     assert card["cutoff"] == 4.5
     assert card["dtype"] == "float64"
+
+    monkeypatch.setenv("DPA4SIM_CACHE", str(tmp_path))
+    out.rename(tmp_path / f"{name_of(potential)}.pt2")
+    monkeypatch.setattr("dpa4sim.compiled._make", None)  # nothing is to be made again
+    fast = dpa4sim.load(tmp_path / "small.safetensors", dtype="float64", compile=True)
+    for copies in (1, 3, 2):
+        many = Batch.concatenate([batch] * copies)
+        for name in ("energy", "forces", "stress"):
+            got, wanted = getattr(fast(many), name), getattr(potential(many), name)
+            assert float((got - wanted).abs().max()) < TOLERANCE
 
 
 def by_a_stranger(package: Path, potential: Potential, batch, folder: Path):

@@ -25,7 +25,7 @@ from peer import inputs_for, randomise
 
 import numpy as np  # isort: skip
 import torch  # isort: skip
-from deepmd.infer import DeepProperty  # type: ignore[import-not-found]  # isort: skip
+from deepmd.infer.deep_property import DeepProperty  # type: ignore[import-not-found]  # isort: skip
 from deepmd.infer.deep_eval import DeepEval  # type: ignore[import-not-found]  # isort: skip
 from deepmd.pt.model.model import get_model  # type: ignore[import-not-found]  # isort: skip
 from deepmd.pt.train.wrapper import ModelWrapper  # type: ignore[import-not-found]  # isort: skip

@@ -12,9 +12,10 @@ from models import BASE, OPTION_SETS, crystal, molecule, random_model
 from dpa4sim.batch import Batch
 from dpa4sim.edges import Edges, neighbors
 from dpa4sim.errors import ConfigError
+from dpa4sim.kernels.precision import matmul_precision
 from dpa4sim.model import DPA4
 from dpa4sim.potential import Potential
-from dpa4sim.train.compiled import fallbacks, force_pass, matmul_precision, prepare
+from dpa4sim.train.compiled import fallbacks, force_pass, prepare
 
 EXACT = 1e-10
 """Relative to a tensor's largest entry; float64, sums in another order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -10,10 +11,8 @@ from models import BASE, OPTION_SETS, crystal, dimer, molecule, random_model
 
 from dpa4sim.batch import Batch
 from dpa4sim.edges import neighbors
-from dpa4sim.kernels.triton_assemble import assemble_sums
+from dpa4sim.kernels import triton_assemble, triton_convolution, triton_grid
 from dpa4sim.kernels.triton_convolution import triton_edge_convolution
-from dpa4sim.kernels.triton_grid import grid_product
-from dpa4sim.kernels.triton_plan import EdgeGraph
 from dpa4sim.model import emfa
 from dpa4sim.model.grid import GridProduct
 from dpa4sim.potential import Potential, Prediction
@@ -31,35 +30,39 @@ CONFIGS = {
 }
 
 
-def grid_forward(module, a, b, scalars=None, focus=0):
-    """`GridProduct.forward` of a feed-forward unit on the sphere, by the kernel."""
-    assert module.operation == "product"
-    assert scalars is None
-    pair = torch.cat([a[:, 0], b[:, 0]], -1)
-    grids = module.to_grid, module.from_grid
-    return grid_product(a, b, pair, pair @ module.gate, *grids, "exact")
-
-
-def assembled(batch, edges, atomic_energies, gradient, descriptors=None):
-    """`potential.assemble` by the kernel."""
-    graph = EdgeGraph.build(edges.neighbor, edges.row_ptr)
-    sums = assemble_sums(gradient, edges.vector, atomic_energies, graph, batch.n_atoms)
-    forces, virial, energy = sums
-    volume = torch.where(batch.volume > 0, batch.volume, torch.nan)[:, None, None]
-    stress = 0.5 * (virial + virial.transpose(1, 2)) / volume
-    return Prediction(energy, forces, stress, atomic_energies, descriptors, edges)
-
-
-def test_all_kernels_together(monkeypatch):
-    potential = Potential(random_model(CONFIGS["neo"]), dtype="float64")
+@pytest.mark.parametrize("name", [*CONFIGS, "so3_grid"])
+def test_the_setting_switches_every_kernel_on(name, monkeypatch):
+    """`Potential(kernels="triton")`: convolutions, grids and sums."""
+    config = CONFIGS.get(name) or replace(OPTION_SETS[name], cutoff=3.0, n_blocks=1)
+    model = random_model(config)
     batch = Batch.concatenate([dimer(2.0), molecule()])
-    potential.model.hand_written = False
-    wanted = potential(batch)
-    potential.model.hand_written = True
-    monkeypatch.setattr(emfa, "edge_convolution", triton_edge_convolution)
-    monkeypatch.setattr(GridProduct, "forward", grid_forward)
-    monkeypatch.setattr("dpa4sim.potential.assemble", assembled)
-    assert_same(potential(batch), wanted)
+    model.hand_written = False
+    wanted = Potential(model, dtype="float64")(batch)
+    model.hand_written = True
+    calls = Counter()
+    for module, kernel in (
+        (triton_convolution, "triton_edge_convolution"),
+        (triton_grid, "grid_product"),
+        (triton_assemble, "assemble_sums"),
+    ):
+        monkeypatch.setattr(module, kernel, counted(getattr(module, kernel), calls, kernel))
+    found = Potential(model, dtype="float64", kernels="triton")(batch)
+    assert_same(found, wanted)
+    grids = [m for m in model.modules() if isinstance(m, GridProduct) and m.operation == "product"]
+    assert calls["triton_edge_convolution"] == len(model.blocks) * config.n_focus
+    assert (calls["grid_product"] > 0) == (len(grids) > 0)
+    assert calls["assemble_sums"] == 1
+    again = Potential(model, dtype="float64")(batch)
+    assert_same(again, wanted)
+    assert calls["assemble_sums"] == 1, "the switch is off again"
+
+
+def counted(kernel, calls, name):
+    def call(*inputs):
+        calls[name] += 1
+        return kernel(*inputs)
+
+    return call
 
 
 def assert_same(found: Prediction, wanted: Prediction) -> None:

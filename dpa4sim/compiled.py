@@ -1,0 +1,94 @@
+"""The network of a potential as one compiled graph, kept on disk from one process to the next.
+
+Compiling takes minutes, opening what was compiled takes less than a second.  The graph takes any
+number of atoms and edges (`export.py`), so that no batch compiles anything again.  A file is bound
+to the weights, the precision, the kind of processor and the version of PyTorch: each of them has a
+file of its own in
+
+    $DPA4SIM_CACHE, else $XDG_CACHE_HOME/dpa4sim, else ~/.cache/dpa4sim
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dpa4sim import __version__
+from dpa4sim.errors import ModelError
+
+if TYPE_CHECKING:
+    from dpa4sim.potential import Potential
+
+Network = Callable[..., tuple[Tensor, Tensor]]
+"""(species, center, neighbor, vector[, charge, spin]) -> atomic energies, dE/dvector."""
+
+
+def compiled(potential: Potential) -> Network:
+    """The compiled network of a potential, made now if it is not in the cache.
+
+    Raises:
+        ModelError: the compiler fails, or the cache cannot be written.
+    """
+    path = cache_folder() / f"{name_of(potential)}.pt2"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path):
+            if not path.exists():
+                _make(potential, path)
+    except OSError as error:
+        raise ModelError(
+            f"{path.parent} cannot be written: {error.strerror or error}. Set DPA4SIM_CACHE to a "
+            "folder that can, or leave compile out."
+        ) from error
+    return torch._inductor.aoti_load_package(str(path))
+
+
+def cache_folder() -> Path:
+    """Where compiled networks are kept."""
+    chosen = os.environ.get("DPA4SIM_CACHE")
+    if chosen:
+        return Path(chosen)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "dpa4sim"
+
+
+def name_of(potential: Potential) -> str:
+    """Equal for what can use the same file: weights, precision, processor, versions."""
+    from dpa4sim.pool.checkpoint import model_fingerprint
+
+    device = potential.device
+    if device.type == "cuda":
+        kind = torch.cuda.get_device_name(device)
+    else:
+        kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    versions = f"{__version__} {torch.__version__} {kind}"
+    return f"{model_fingerprint(potential)}-{hashlib.sha256(versions.encode()).hexdigest()[:16]}"
+
+
+def _make(potential: Potential, path: Path) -> None:
+    from dpa4sim.export import export
+
+    print(
+        f"compiling the network for this {potential.device.type}, once, some minutes: {path}",
+        file=sys.stderr,
+        flush=True,
+    )
+    export(potential, path)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process compiles; others wait for what it makes."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
