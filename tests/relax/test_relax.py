@@ -26,6 +26,7 @@ from dpa4sim.pool import pool, progress
 from dpa4sim.pool.pack import join
 from dpa4sim.relax.result import RelaxResult
 from dpa4sim.relax.run import relax, relax_each
+from dpa4sim.relax.terms import AT_ONCE
 from dpa4sim.units import GPA_PER_EV_A3
 
 NAN = float("nan")

@@ -115,9 +115,9 @@ def test_gradient_of_the_prepared_network_is_autograds(source, tmp_path):
 
 
 def test_run_learns_and_leaves_its_files(source, tmp_path):
-    result = dpa4sim.train(settings(source, steps=80), directory=tmp_path / "run", progress=False)
+    result = dpa4sim.train(settings(source, steps=160), directory=tmp_path / "run", progress=False)
     assert isinstance(result.potential, PropertyModel)
-    assert result.errors["property_scaled_mae"] < 0.5  # a constant has about 0.8
+    assert result.errors["property_scaled_mae"] < 0.4, "a constant has about 0.8"
     again = load_property(tmp_path / "run" / "best.safetensors")
     assert again.card["training"]["settings"]["model"]["property_head"]["name"] == "gap"
     header = (tmp_path / "run" / "train.csv").read_text().splitlines()[0].split(",")
