@@ -37,7 +37,7 @@ def compiled(potential: Potential) -> Network:
     """The compiled network of a potential, made now if it is not in the cache.
 
     Raises:
-        ModelError: the compiler fails, or the cache cannot be written.
+        ModelError: the compiler fails, the cache cannot be written, or its file is damaged.
     """
     path = cache_folder() / f"{name_of(potential)}.pt2"
     try:
@@ -50,7 +50,10 @@ def compiled(potential: Potential) -> Network:
             f"{path.parent} cannot be written: {error.strerror or error}. Set DPA4SIM_CACHE to a "
             "folder that can, or leave compile out."
         ) from error
-    return torch._inductor.aoti_load_package(str(path))
+    try:
+        return torch._inductor.aoti_load_package(str(path))
+    except RuntimeError as error:
+        raise ModelError(f"{path} is damaged. Remove it; it is made again when needed.") from error
 
 
 def cache_folder() -> Path:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from dpa4sim.batch import Batch
-from dpa4sim.complaint import complaints
-from dpa4sim.errors import DataError, ModelError
+from dpa4sim.errors import ModelError
 from dpa4sim.pool.checkpoint import model_fingerprint
 from dpa4sim.potential import EnergyModel, Prediction, checked_batch
 
@@ -84,14 +83,7 @@ class Composite:
         from dpa4sim.adapters.files import structures_to_batches
 
         systems = structures_to_batches(structures)
-        batch = (
-            Batch.concatenate(systems)
-            if self.config is None
-            else checked_batch(systems, self.config)
-        )
-        for index, reason in enumerate(complaints(systems, self.known_elements)):
-            if reason is not None:
-                raise DataError(f"Structure {index} cannot be evaluated: {reason}.")
+        batch = checked_batch(systems, self.config, self.known_elements)
         return replace(self(batch.to(self.device)), edges=None)
 
 

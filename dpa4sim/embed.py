@@ -83,7 +83,8 @@ def embed(model: Potential | PropertyModel, structures: Any) -> Embedding:
     from dpa4sim.adapters.files import structures_to_batches
 
     systems = structures_to_batches(structures)
-    return embed_batch(model, checked_batch(systems, model.config).to(model.device))
+    batch = checked_batch(systems, model.config, model.known_elements)
+    return embed_batch(model, batch.to(model.device))
 
 
 @torch.no_grad()

@@ -80,7 +80,7 @@ def export(potential: Potential, path: str | Path, structures: Any = None) -> Ex
     Raises:
         ConfigError: the name does not end in .pt2.
         DataError: a structure cannot be evaluated.
-        ModelError: the compiled network disagrees with the potential.
+        ModelError: PyTorch cannot compile the network, or the result disagrees with the potential.
     """
     path = Path(path)
     if path.suffix != ".pt2":
@@ -91,7 +91,14 @@ def export(potential: Potential, path: str | Path, structures: Any = None) -> Ex
     cases = [arguments(potential, batch) for batch in batches]
     partial = path.with_name(f".{path.stem}.partial.pt2")
     try:
-        _compile(potential, cases[0], partial)
+        try:
+            _compile(potential, cases[0], partial)
+        except RuntimeError as error:  # what the compilers below raise
+            why = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(
+                f"PyTorch could not compile the network for {potential.device}: {why[0]}. It needs "
+                "a C++ compiler such as g++; without one leave the compiling out."
+            ) from error
         result = _check(potential, partial, cases, path)
         partial.replace(path)
     finally:

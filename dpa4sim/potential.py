@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dpa4sim.batch import Batch
+from dpa4sim.batch import HEAVIEST, Batch, symbol
 from dpa4sim.complaint import complaints
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges, neighbors
@@ -121,9 +121,7 @@ class Potential:
         self.model = model.to(self.device, self.dtype).eval().requires_grad_(False)
         self.config = model.config
         self.card = dict(card or {})
-        rows = torch.full((120,), -1)
-        rows[list(self.config.atomic_numbers)] = torch.arange(len(self.config.species))
-        self._species_of = rows.to(self.device)
+        self._species_of = species_rows(self.config).to(self.device)
         self.kernels, self.accuracy = kernels, accuracy
         self._check_kernels(compile)
         self.model.use_triton(accuracy if kernels == "triton" else None)
@@ -188,7 +186,8 @@ class Potential:
         """
         from dpa4sim.adapters.files import structures_to_batches
 
-        batch = checked_batch(structures_to_batches(structures), self.config).to(self.device)
+        systems = structures_to_batches(structures)
+        batch = checked_batch(systems, self.config, self.known_elements).to(self.device)
         return replace(self(batch, descriptors=descriptors), edges=None)
 
     def embed(self, structures: Any) -> Embedding:
@@ -232,20 +231,33 @@ class Potential:
         return charge_and_spin(batch, self.config)
 
 
-def checked_batch(systems: Sequence[Batch], config: DPA4Config) -> Batch:
+def checked_batch(
+    systems: Sequence[Batch], config: DPA4Config | None, known_elements: frozenset[int] | None
+) -> Batch:
     """One batch of structures that a model can take.
+
+    Args:
+        config: of the network, which may ask for charge and spin; None where there is none.
+        known_elements: of the model; None to skip the check.
 
     Raises:
         DataError: a structure cannot be used; the message says which and why.
     """
-    reasons = complaints(systems, frozenset(config.atomic_numbers))
+    reasons = complaints(systems, known_elements)
     for index, (system, wrong) in enumerate(zip(systems, reasons, strict=True)):
-        reason = wrong or state_complaint(system, config)
+        reason = wrong or (state_complaint(system, config) if config is not None else None)
         if reason is not None:
-            names = ", ".join(config.species)
+            names = ", ".join(symbol(z) for z in sorted(known_elements or ()))
             hint = f" It knows {names}." if "does not know" in reason else ""
             raise DataError(f"Structure {index} cannot be evaluated: {reason}.{hint}")
     return Batch.concatenate(systems)
+
+
+def species_rows(config: DPA4Config) -> Int[Tensor, " atomic_number"]:
+    """The network's row of each atomic number; -1 for elements that it does not know."""
+    rows = torch.full((HEAVIEST + 2,), -1)
+    rows[list(config.atomic_numbers)] = torch.arange(len(config.species))
+    return rows
 
 
 def state_complaint(system: Batch, config: DPA4Config) -> str | None:

@@ -16,15 +16,16 @@ from torch import Tensor
 from dpa4sim.batch import Batch
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges, neighbors
-from dpa4sim.errors import ConfigError, ModelError
+from dpa4sim.errors import ModelError
 from dpa4sim.model import DPA4
 from dpa4sim.potential import (
-    DTYPES,
     Potential,
     charge_and_spin,
     checked_batch,
+    network_dtype,
     read_network,
     released,
+    species_rows,
     write_safetensors,
 )
 
@@ -71,15 +72,11 @@ class PropertyModel:
             raise ModelError(
                 "This model predicts energies, no property. Open it by dpa4sim.load(PATH)."
             )
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype = {dtype!r}. Choose 'float32' or 'float64'.")
-        self.dtype, self.device = DTYPES[dtype], torch.device(device)
+        self.dtype, self.device = network_dtype(dtype), torch.device(device)
         self.model = model.to(self.device, self.dtype).eval().requires_grad_(False)
         self.config: DPA4Config = model.config
         self.card = dict(card or {})
-        rows = torch.full((120,), -1)
-        rows[list(self.config.atomic_numbers)] = torch.arange(len(self.config.species))
-        self._species_of = rows.to(self.device)
+        self._species_of = species_rows(self.config).to(self.device)
 
     @property
     def name(self) -> str:
@@ -118,7 +115,8 @@ class PropertyModel:
         """
         from dpa4sim.adapters.files import structures_to_batches
 
-        return self(checked_batch(structures_to_batches(structures), self.config).to(self.device))
+        systems = structures_to_batches(structures)
+        return self(checked_batch(systems, self.config, self.known_elements).to(self.device))
 
     def embed(self, structures: Any) -> Embedding:
         """Descriptors and features of structures, in one batch; see `dpa4sim.embed`.

@@ -122,3 +122,22 @@ def test_a_checkpoint_knows_the_setting(stand_in):
     names = [model_fingerprint(Potential(model, dtype="float64", **way)) for way in ways]
     assert len(set(names)) == 3
     assert names[0] == names[1].removesuffix("-compiled")
+
+
+def test_a_compiler_that_fails_is_said(monkeypatch, tmp_path):
+    def broken(*_):
+        raise RuntimeError("No working C++ compiler found\nand a long trace")
+
+    monkeypatch.setenv("DPA4SIM_CACHE", str(tmp_path))
+    monkeypatch.setattr("dpa4sim.export._compile", broken)
+    with pytest.raises(ModelError, match=r"could not compile.*No working C\+\+ compiler"):
+        compiled(random_potential(SMALL))
+    assert not list(tmp_path.glob("*.pt2"))
+
+
+def test_a_damaged_file_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("DPA4SIM_CACHE", str(tmp_path))
+    potential = random_potential(SMALL)
+    (tmp_path / f"{name_of(potential)}.pt2").write_bytes(b"half of a file")
+    with pytest.raises(ModelError, match=r"is damaged\. Remove it"):
+        compiled(potential)

@@ -224,7 +224,7 @@ def test_unknown_element():
         potential.evaluate([molecule(), iron])
     assert str(caught.value) == (
         "Structure 1 cannot be evaluated: the model does not know the element(s) Fe. "
-        "It knows Si, C, O."
+        "It knows C, O, Si."
     )
     assert potential.known_elements == set(NUMBERS)
 

@@ -78,13 +78,18 @@ def open_any_model(args: argparse.Namespace) -> Any:
     """The same as `open_model`, or the model of a property.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: the device is not there, or a setting is not for a property.
         ModelError: the model cannot be used.
     """
     from dpa4sim.property import load_property, predicts_property
 
     if not predicts_property(args.model, args.branch):
         return open_model(args)
+    if args.compile or args.kernels != "torch" or args.accuracy != "exact":
+        raise ConfigError(
+            f"{args.model} predicts a property, and --compile, --kernels and --accuracy are for "
+            "energies. Leave them out."
+        )
     check_device(args.device)
     return load_property(args.model, branch=args.branch, device=args.device, dtype=args.dtype)
 

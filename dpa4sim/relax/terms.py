@@ -114,7 +114,7 @@ def _groups(entries: Iterable[Any]) -> Iterator[list[Any]]:
             if len(group) == AT_ONCE:
                 yield group
                 group = []
-    except Dpa4simError:
+    except Exception:
         if group:
             yield group
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -47,7 +48,7 @@ def explained(table: pa.Table, results: pa.Table) -> pa.Table:
         results: with the built-in crystals.
     """
     ended = {
-        symbol(row["numbers"][0]): f"the built-in crystal {row['name']} ended as {row['status']}"
+        symbol(row["numbers"][0]): f"the built-in crystal {row['name']} ended as {_end(row)}"
         for row in results.filter(pc.equal(results["source"], BUILT_IN)).to_pylist()
         if row["numbers"] and len(set(row["numbers"])) == 1
     }
@@ -58,6 +59,11 @@ def explained(table: pa.Table, results: pa.Table) -> pa.Table:
     ]
     place = table.column_names.index("reason")
     return table.set_column(place, table.schema.field(place), pa.array(reasons, pa.string()))
+
+
+def _end(row: Mapping[str, Any]) -> str:
+    """Flags say more than the status of one that converged and is no crystal any more."""
+    return ", ".join(row["flags"] or [row["status"]])
 
 
 def _lacks(element: str, ended: Mapping[str, str]) -> str:

@@ -75,6 +75,13 @@ def test_eval_of_forces_by_a_property_model(run, gap, molecules):
     assert "predicts the property 'gap' and no energy, forces or stress" in err
 
 
+@pytest.mark.parametrize("words", [("--compile",), ("--kernels", "triton"), ("--accuracy", "fast")])
+def test_settings_for_speed_are_for_energies(words, run, gap, molecules):
+    code, _, err = run("eval", gap, molecules, *words)
+    assert code == 1
+    assert "predicts a property, and --compile, --kernels and --accuracy are for energies" in err
+
+
 def test_eval_on_frames_without_the_property(run, gap, molecules, tmp_path):
     write(tmp_path / "plain.extxyz", molecule("H2O"))
     code, _, err = run("eval", gap, tmp_path / "plain.extxyz")

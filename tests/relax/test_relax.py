@@ -26,7 +26,7 @@ from dpa4sim.pool import pool, progress
 from dpa4sim.pool.pack import join
 from dpa4sim.relax.result import RelaxResult
 from dpa4sim.relax.run import relax, relax_each
-from dpa4sim.relax.terms import AT_ONCE
+from dpa4sim.relax.terms import AT_ONCE, Terms
 from dpa4sim.units import GPA_PER_EV_A3
 
 NAN = float("nan")
@@ -270,6 +270,17 @@ def test_structures_of_any_number_stream_through():
     assert len(read) < 2 * AT_ONCE
     assert {record.status for record in first} == {Status.CONVERGED}
     assert len({record.index for record in first}) == 12
+
+
+def test_structures_before_an_error_are_taken_before_it_is_raised():
+    def broken():
+        yield from everything()[:3]
+        raise KeyError("of whoever makes them")
+
+    read = Terms(False, 0.0, None, None, False, False, False).jobs(broken(), LennardJones())
+    assert [next(read).index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(KeyError):
+        next(read)
 
 
 def test_each_structure_has_its_own_pressure():
