@@ -17,8 +17,9 @@ errors.py    exceptions for the border, Status for systems in a batch
 export.py    a potential as one compiled file
 lattice.py   algebra of cells and strains
 model/       Batch -> energy, one file per subsection of paper 4.2
+model_file.py networks to and from safetensors files
 pool/        the working set that systems pass through, and its checkpoints
-potential.py energy -> forces, stress; precision; save and load
+potential.py energy -> forces, stress; precision
 property.py  PropertyModel: an invariant property instead of an energy; save and load
 relax/       Batch -> relaxed Batch + Status
 screen/      candidates -> energies above the convex hull

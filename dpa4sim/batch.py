@@ -33,6 +33,8 @@ class Batch:
         n_atoms: atoms in each system.
         charge: total charge in elementary charges, for models conditioned on it.
         spin: total spin (multiplicity), for models conditioned on it.
+        magmoms: magnetic moment of each atom in Bohr magnetons, Cartesian, for models with spins;
+            NaN for the atoms of a system that was given none.
     """
 
     positions: Float[Tensor, "atom 3"]
@@ -43,6 +45,7 @@ class Batch:
     n_atoms: Int[Tensor, " system"]
     charge: Float[Tensor, " system"] | None = None
     spin: Float[Tensor, " system"] | None = None
+    magmoms: Float[Tensor, "atom 3"] | None = None
 
     @property
     def n_systems(self) -> int:
@@ -110,6 +113,7 @@ class Batch:
             n_atoms=torch.cat([self.n_atoms, counts]),
             charge=per_system(self.charge),
             spin=per_system(self.spin),
+            magmoms=None if self.magmoms is None else torch.cat([self.magmoms, 0 * line]),
         )
 
     def split(self) -> list[Batch]:
@@ -155,8 +159,9 @@ class Batch:
         *,
         charge: float | int | None = None,
         spin: float | int | None = None,
+        magmoms: Tensor | Sequence[Any] | None = None,
     ) -> Batch:
-        """One system from its arrays; positions, cell, charge and spin become float64.
+        """One system from its arrays; all but the atomic numbers and pbc become float64.
 
         Raises:
             DataError: the arrays do not describe the same atoms, or the cell is not 3 x 3.
@@ -171,6 +176,13 @@ class Batch:
             raise DataError(
                 f"The cell has shape {tuple(cell.shape)}. Give 3 x 3, the rows being the vectors."
             )
+        if magmoms is not None:
+            magmoms = torch.as_tensor(magmoms, dtype=torch.float64, device=device)
+            if magmoms.shape != positions.shape:
+                raise DataError(
+                    f"The magnetic moments have shape {tuple(magmoms.shape)}. Give a vector to "
+                    f"each of the {n} atoms."
+                )
         flags = torch.as_tensor(pbc, device=device, dtype=torch.bool).expand(3)
 
         def per_system(value: float | int | None) -> Tensor | None:
@@ -187,11 +199,12 @@ class Batch:
             n_atoms=torch.tensor([n], device=device),
             charge=per_system(charge),
             spin=per_system(spin),
+            magmoms=magmoms,
         )
 
     @classmethod
     def concatenate(cls, batches: Iterable[Batch]) -> Batch:
-        """Pack batches one after another.
+        """Pack batches one after another.  Where some carry magnetic moments, others get NaN.
 
         Raises:
             DataError: nothing to pack, or `charge`/`spin` is given for some systems only.
@@ -212,6 +225,14 @@ class Batch:
                 )
             return joined(name) if all(given) else None
 
+        def moments() -> Tensor | None:
+            if all(part.magmoms is None for part in parts):
+                return None
+            none = [torch.full_like(part.positions, torch.nan) for part in parts]
+            given = [part.magmoms for part in parts]
+            pairs = zip(given, none, strict=True)
+            return torch.cat([nan if value is None else value for value, nan in pairs])
+
         n_atoms, positions = joined("n_atoms"), joined("positions")
         systems = torch.arange(len(n_atoms), device=n_atoms.device)
         return cls(
@@ -223,6 +244,7 @@ class Batch:
             n_atoms=n_atoms,
             charge=optional("charge"),
             spin=optional("spin"),
+            magmoms=moments(),
         )
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
@@ -240,6 +262,7 @@ class Batch:
             n_atoms=self.n_atoms[systems],
             charge=None if self.charge is None else self.charge[systems],
             spin=None if self.spin is None else self.spin[systems],
+            magmoms=None if self.magmoms is None else self.magmoms[atoms],
         )
 
 

@@ -26,14 +26,8 @@ from dpa4sim.edges import neighbors
 from dpa4sim.errors import ConfigError, ModelError
 from dpa4sim.kernels.triton_plan import Accuracy
 from dpa4sim.model import DPA4
-from dpa4sim.potential import (
-    ENSEMBLE_FORMAT,
-    EnergyModel,
-    Potential,
-    Prediction,
-    fill,
-    network_dtype,
-)
+from dpa4sim.model_file import ENSEMBLE_FORMAT, fill, network_dtype
+from dpa4sim.potential import EnergyModel, Potential, Prediction
 from dpa4sim.potential import load as load_network
 
 

@@ -18,16 +18,8 @@ from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges, neighbors
 from dpa4sim.errors import ModelError
 from dpa4sim.model import DPA4
-from dpa4sim.potential import (
-    Potential,
-    charge_and_spin,
-    checked_batch,
-    network_dtype,
-    read_network,
-    released,
-    species_rows,
-    write_safetensors,
-)
+from dpa4sim.model_file import network_dtype, read_network, released, write_safetensors
+from dpa4sim.potential import Potential, charge_and_spin, checked_batch, species_rows
 
 if TYPE_CHECKING:
     from dpa4sim.embed import Embedding

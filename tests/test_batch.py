@@ -48,6 +48,28 @@ def test_single_keeps_charge_and_spin():
     assert (batch.charge.tolist(), batch.spin.tolist()) == ([-1.0], [2.0])
 
 
+def test_magnetic_moments_follow_their_atoms():
+    up, down = [[0.0, 0.0, 1.5], [0, 0, 0]], [[0.0, 0.5, 0.0], [0, 0, 0.25]]
+    first, second = salt(magmoms=up), salt(magmoms=down)
+    batch = Batch.concatenate([first, water(), second])
+    assert batch.magmoms[:2].tolist() == up
+    assert batch.magmoms[2:5].isnan().all()
+    for single, part in zip((first, second), (batch.split()[0], batch.split()[2]), strict=True):
+        assert_same(part, single)
+    assert_same(batch.select([2, 0]), Batch.concatenate([second, first]))
+    padded = first.padded(5, 3)
+    assert torch.equal(padded.magmoms[:2], first.magmoms)
+    assert padded.magmoms[2:].eq(0).all()
+    assert Batch.concatenate([salt(), water()]).magmoms is None
+
+
+def test_one_moment_per_atom():
+    with pytest.raises(
+        DataError, match=r"have shape \(1, 3\). Give a vector to each of the 2 atoms"
+    ):
+        salt(magmoms=[[0.0, 0.0, 1.0]])
+
+
 @pytest.mark.parametrize(
     ("numbers", "cell", "match"),
     [

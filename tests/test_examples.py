@@ -13,7 +13,8 @@ from ase.io import read, write
 
 from dpa4sim.config import DPA4Config
 from dpa4sim.model import DPA4
-from dpa4sim.potential import Potential, released
+from dpa4sim.model_file import released
+from dpa4sim.potential import Potential
 
 ROOT = Path(__file__).parents[1]
 ALL = sorted((ROOT / "examples").glob("*.py"))

@@ -24,7 +24,8 @@ from dpa4sim.batch import Batch
 from dpa4sim.config import DPA4Config
 from dpa4sim.errors import ConfigError, DataError, ModelError
 from dpa4sim.model import DPA4
-from dpa4sim.potential import FORMAT, Potential, fill, load, read_safetensors
+from dpa4sim.model_file import FORMAT, fill, read_safetensors
+from dpa4sim.potential import Potential, load
 
 FLOAT32_TOLERANCE = 2e-5
 """eV per largest energy, eV/Å per largest force: 1e3 float32 roundings; 4e-6 is what we see."""
@@ -91,7 +92,7 @@ def test_file_is_whole_or_not_there(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dpa4sim.potential.save_file", stop_halfway)
+    monkeypatch.setattr("dpa4sim.model_file.save_file", stop_halfway)
     with pytest.raises(KeyboardInterrupt):
         potential.save(tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == before

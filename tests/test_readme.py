@@ -14,7 +14,7 @@ from ase.io import write
 
 import dpa4sim
 from dpa4sim.cli import main
-from dpa4sim.potential import released
+from dpa4sim.model_file import released
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

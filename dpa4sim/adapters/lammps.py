@@ -53,7 +53,7 @@ class External:
         lmp: Any,
         potential: EnergyModel,
         numbers: Sequence[int],
-        state: dict[str, float | None],
+        state: dict[str, Any],
     ) -> None:
         self.potential = potential
         self.prediction: Prediction | None = None

@@ -48,7 +48,7 @@ def _from_deepmd(source: Path, out: Path, branch: str | None) -> int:
 
 def _to_deepmd(source: Path, out: Path) -> int:
     from dpa4sim.adapters.deepmd import write_deepmd
-    from dpa4sim.potential import read_safetensors
+    from dpa4sim.model_file import read_safetensors
 
     config, state, _ = read_safetensors(source)
     with written_whole(out) as partial:

@@ -138,7 +138,8 @@ def _potential(device: str) -> tuple[Potential, str]:
 
     from dpa4sim.config import DPA4Config
     from dpa4sim.model import DPA4
-    from dpa4sim.potential import Potential, load, released
+    from dpa4sim.model_file import released
+    from dpa4sim.potential import Potential, load
 
     names = list(released())
     if names:

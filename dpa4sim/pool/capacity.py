@@ -87,7 +87,7 @@ def probe(model: EnergyModel, n: int) -> Batch:
     positions = torch.cartesian_prod(axis, axis, axis)
     element = min(getattr(model, "known_elements", None) or {1})
     cell = n * spacing * torch.eye(3, dtype=torch.float64)
-    state = {"charge": 0, "spin": 0} if _is_conditioned(model) else {}
+    state: dict[str, Any] = {"charge": 0, "spin": 0} if _is_conditioned(model) else {}
     batch = Batch.single(positions, [element] * len(positions), cell, True, **state)
     return batch.to(model.device)
 

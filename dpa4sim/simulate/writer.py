@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpa4sim.errors import DataError, ResumeError
-from dpa4sim.potential import DTYPES
+from dpa4sim.model_file import DTYPES
 from dpa4sim.simulate.growing_file import GrowingFile, build, closed, copy_counted
 from dpa4sim.simulate.layout import (
     COLUMNS,

@@ -16,7 +16,7 @@ from dpa4sim.data.statistics import energy_shifts
 from dpa4sim.data.store import Store, is_store
 from dpa4sim.errors import ConfigError, DataError
 from dpa4sim.model import DPA4
-from dpa4sim.potential import read_network
+from dpa4sim.model_file import read_network
 from dpa4sim.train.property import fill_statistics, with_property_head
 from dpa4sim.train.schedule import WarmupConstant, WarmupCosine, WarmupStableDecay
 from dpa4sim.train.settings import Data, Schedule, Settings

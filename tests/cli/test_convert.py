@@ -7,7 +7,7 @@ import torch
 
 import dpa4sim
 from dpa4sim.adapters.deepmd import read_deepmd
-from dpa4sim.potential import read_safetensors
+from dpa4sim.model_file import read_safetensors
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

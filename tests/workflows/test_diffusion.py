@@ -13,7 +13,7 @@ from ase.data import atomic_masses
 from toy import Free, LennardJones, Sick
 
 from dpa4sim.errors import ConfigError, DataError
-from dpa4sim.potential import released
+from dpa4sim.model_file import released
 from dpa4sim.simulate.trajectory import SystemTrajectory
 from dpa4sim.units import BOLTZMANN_EV_K, EV_PER_AMU_A2_FS2
 

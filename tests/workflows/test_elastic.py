@@ -16,7 +16,7 @@ from pymatgen.analysis.elasticity import Strain
 from toy import LennardJones, Sick
 
 from dpa4sim.errors import ConfigError
-from dpa4sim.potential import released
+from dpa4sim.model_file import released
 from dpa4sim.units import GPA_PER_EV_A3
 
 LATTICE_SUM = 1e-4  # five points over +-1 % strain: the sixth order of the energy is left

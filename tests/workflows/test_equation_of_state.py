@@ -12,7 +12,8 @@ from ase.build import bulk
 from toy import LennardJones, Sick
 
 from dpa4sim.errors import ConfigError
-from dpa4sim.potential import Prediction, released
+from dpa4sim.model_file import released
+from dpa4sim.potential import Prediction
 from dpa4sim.units import GPA_PER_EV_A3
 
 EXACT = 1e-9  # the formulas against themselves

@@ -13,7 +13,7 @@ from toy import Free, LennardJones, Sick
 
 import dpa4sim
 from dpa4sim.errors import ConfigError, DataError
-from dpa4sim.potential import released
+from dpa4sim.model_file import released
 from dpa4sim.units import BOLTZMANN_EV_K, GPA_PER_EV_A3
 
 EXACT = 1e-9  # sums of a few numbers

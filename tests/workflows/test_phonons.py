@@ -15,7 +15,7 @@ from lattice_sums import pairs
 from toy import AseModel, LennardJones, Sick
 
 from dpa4sim.errors import ConfigError
-from dpa4sim.potential import released
+from dpa4sim.model_file import released
 
 pytest.importorskip("phonopy", reason="phonopy is not installed (extra phonons)")
 
