@@ -85,6 +85,7 @@ def random_plan(
         layers=stack.layers(0),
         neighbor=neighbor,
         offsets=tuple(range(0, atoms * degree + 1, degree)),
+        keep_bytes=0,
     )
     return TritonPlan.of(plan, accuracy=accuracy)
 

@@ -6,14 +6,16 @@
 
 Plain autograd (model/emfa.py) is the reference.  Here the edges pass in chunks of whole centers
 through buffers that stay in cache, nothing is stored but the pre-activations and gates, and the
-sum is one matrix product per center.  First derivatives with respect to node features, kernel,
-rotation rows and weights alpha; the network's weights are constants.  For the CPU.
+sum is one matrix product per center.  What does not fit into `Plan.keep_bytes` is not stored but
+made again in the backward pass, to the same bits.  First derivatives with respect to node features,
+kernel, rotation rows and weights alpha; the network's weights are constants.  For the CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,6 +39,10 @@ from dpa4sim.kernels.workspace import give, take
 CHUNK_EDGES = 768
 """Edges in flight; measured flat between 512 and 2048 on two x86 machines."""
 
+GAUSS = (256, 128)
+"""Edges, and columns of -m, from which on three products are faster than one of twice their size:
+the sums around them must cost less than the quarter of the arithmetic that they save."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -54,6 +60,16 @@ class Layer:
     gate: Tensor | None
     scalar_scale: Tensor | None
 
+    @cached_property
+    def thirds(self) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+        """U, V - U and -(U + V) of each pair, for Gauss' three products."""
+        found = []
+        for pair in self.pairs:
+            n = len(pair) // 2
+            u, v = pair[:n, :n].contiguous(), pair[:n, n:]
+            found.append((u, v - u, -(u + v)))
+        return tuple(found)
+
 
 @dataclass(frozen=True)
 class Plan(FrameShape):
@@ -63,11 +79,13 @@ class Plan(FrameShape):
         layers: the SO(2) stack; the last layer carries its residual, W + 1.
         neighbor: atom j of each edge.
         offsets: row_ptr as Python integers.
+        keep_bytes: what may be stored for the backward pass.
     """
 
     layers: tuple[Layer, ...]
     neighbor: Int[Tensor, " edge"]
     offsets: Sequence[int]
+    keep_bytes: int
 
 
 def edge_convolution(
@@ -86,64 +104,135 @@ class _EdgeConvolution(torch.autograd.Function):
     def forward(
         ctx: Any, node: Tensor, kernel: Tensor, rows: Tensor, alpha: Tensor, plan: Plan
     ) -> Tensor:
-        n_edges, width, gated = kernel.shape[0], plan.width, len(plan.layers) - 1
-        total = plan.n_rows * width
-        out = node.new_zeros(node.shape[0], plan.n_lm, width)
-        pre = [take((n_edges, total), node) for _ in range(gated)]
-        gates = [take((n_edges, plan.max_degree * width), node) for _ in range(gated)]
-        final = take((n_edges, total), node)
+        out = node.new_zeros(node.shape[0], plan.n_lm, plan.width)
         node = node.contiguous()
+        kept, scratch, n_kept = _buffers(plan, kernel, any(ctx.needs_input_grad))
         for first, last in chunks(plan.offsets, CHUNK_EDGES):
             edges = slice(plan.offsets[first], plan.offsets[last])
-            folded = fold(kernel[edges], rows[edges], plan)
-            x = torch.bmm(folded, node.index_select(0, plan.neighbor[edges])).flatten(1)
-            for t in range(gated):
-                layer, u, gate = plan.layers[t], pre[t][edges], gates[t][edges]
-                _linear(x, layer, u)
-                if layer.gate is not None:
-                    torch.mm(u[:, :width], layer.gate, out=gate).sigmoid_()
-                _add_activated(x, u, gate, layer, plan)
-            _linear(x, plan.layers[-1], final[edges])
+            stored = kept.part(edges) if edges.stop <= n_kept else scratch.first(edges)
+            _stack(node, kernel[edges], rows[edges], plan, edges, stored)
             lifted = lift(rows[edges], plan)
-            weighted = weigh(final[edges], alpha[edges], plan.n_rows)
+            weighted = weigh(stored.final, alpha[edges], plan.n_rows)
             _sum_centers(lifted, weighted, out, plan, first, last)
+        give(*scratch.all)
         ctx.save_for_backward(node, kernel, rows, alpha)
-        ctx.plan, ctx.buffers = plan, (final, *pre, *gates)
+        ctx.plan, ctx.kept, ctx.n_kept = plan, kept, n_kept
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
-        if ctx.buffers is None:
+        if ctx.kept is None:
             raise RuntimeError("This kernel's backward runs once; its buffers are reused.")
         node, kernel, rows, alpha = ctx.saved_tensors
-        (final, *saved), ctx.buffers = ctx.buffers, None
-        gated = len(plan.layers) - 1
-        pre, gates = saved[:gated], saved[gated:]
+        kept, ctx.kept = ctx.kept, None
+        scratch = _scratch(plan, kernel, ctx.n_kept)
         gradient = gradient.contiguous()
         d_node, d_kernel = torch.zeros_like(node), torch.zeros_like(kernel)  # padding stays zero
         d_rows, d_alpha = torch.zeros_like(rows), torch.zeros_like(alpha)
         for first, last in chunks(plan.offsets, CHUNK_EDGES):
             edges = slice(plan.offsets[first], plan.offsets[last])
+            stored = kept.part(edges)
+            if edges.stop > ctx.n_kept:
+                stored = scratch.first(edges)
+                _stack(node, kernel[edges], rows[edges], plan, edges, stored)
             dx = _lift_backward(
-                gradient, final[edges], rows[edges], alpha[edges], plan, (first, last),
+                gradient, stored.final, rows[edges], alpha[edges], plan, (first, last),
                 d_rows[edges], d_alpha[edges],
             )  # fmt: skip
-            du = torch.empty_like(dx)
-            dx = _linear_backward(dx, plan.layers[-1], torch.empty_like(dx), add=False)
-            for t in reversed(range(gated)):
-                layer = plan.layers[t]
-                d_logit = _activation_backward(dx, pre[t][edges], gates[t][edges], layer, plan, du)
-                if layer.gate is not None:
-                    du[:, : plan.width].addmm_(d_logit, layer.gate.T)
-                _linear_backward(du, layer, dx, add=True)
+            dx = _stack_backward(dx, stored, plan)
             _gather_backward(
                 dx, node, kernel[edges], rows[edges], plan, edges, d_node, d_kernel[edges],
                 d_rows[edges],
             )  # fmt: skip
-        give(final, *saved)
+        give(*kept.all, *scratch.all)
         return d_node, d_kernel, d_rows, d_alpha, None
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What the backward pass needs of the SO(2) stack, one row per edge.
+
+    Args:
+        pre: what goes into each activation.
+        gates: of each activation.
+        final: what comes out of the stack.
+    """
+
+    pre: list[Tensor]
+    gates: list[Tensor]
+    final: Tensor
+
+    @classmethod
+    def take(cls, n_edges: int, plan: Plan, like: Tensor) -> _Stored:
+        """Room for so many edges."""
+        gated, total = len(plan.layers) - 1, plan.n_rows * plan.width
+        return cls(
+            [take((n_edges, total), like) for _ in range(gated)],
+            [take((n_edges, plan.max_degree * plan.width), like) for _ in range(gated)],
+            take((n_edges, total), like),
+        )
+
+    @property
+    def all(self) -> tuple[Tensor, ...]:
+        """Every buffer."""
+        return (self.final, *self.pre, *self.gates)
+
+    def part(self, edges: slice) -> _Stored:
+        """The rows of some edges."""
+        return _Stored([p[edges] for p in self.pre], [g[edges] for g in self.gates],
+                       self.final[edges])  # fmt: skip
+
+    def first(self, edges: slice) -> _Stored:
+        """As many rows from the start as there are edges."""
+        return self.part(slice(edges.stop - edges.start))
+
+
+def _buffers(plan: Plan, like: Tensor, keeps: bool) -> tuple[_Stored, _Stored, int]:
+    """Buffers that stay for the backward pass, one chunk of passing ones, and the edges kept."""
+    gated = len(plan.layers) - 1
+    width = (gated + 1) * plan.n_rows + gated * plan.max_degree
+    room = plan.keep_bytes // (width * plan.width * like.element_size()) if keeps else 0
+    n_kept = len(like)
+    if n_kept > room:
+        ends = [plan.offsets[last] for _, last in chunks(plan.offsets, CHUNK_EDGES)]
+        n_kept = max((end for end in ends if end <= room), default=0)
+    return _Stored.take(n_kept, plan, like), _scratch(plan, like, n_kept), n_kept
+
+
+def _scratch(plan: Plan, like: Tensor, n_kept: int) -> _Stored:
+    """Room for the largest chunk that is not kept."""
+    spans = [(plan.offsets[a], plan.offsets[b]) for a, b in chunks(plan.offsets, CHUNK_EDGES)]
+    largest = max((stop - start for start, stop in spans if stop > n_kept), default=0)
+    return _Stored.take(largest, plan, like)
+
+
+def _stack(
+    node: Tensor, kernel: Tensor, rows: Tensor, plan: Plan, edges: slice, stored: _Stored
+) -> None:
+    """Gather, rotate and pass the layers, into `stored`."""
+    folded = fold(kernel, rows, plan)
+    x = torch.bmm(folded, node.index_select(0, plan.neighbor[edges])).flatten(1)
+    for layer, u, gate in zip(plan.layers[:-1], stored.pre, stored.gates, strict=True):
+        _linear(x, layer, u)
+        if layer.gate is not None:
+            torch.mm(u[:, : plan.width], layer.gate, out=gate).sigmoid_()
+        _add_activated(x, u, gate, layer, plan)
+    _linear(x, plan.layers[-1], stored.final)
+
+
+def _stack_backward(dx: Tensor, stored: _Stored, plan: Plan) -> Tensor:
+    """Cotangent of what went into the layers."""
+    du = torch.empty_like(dx)
+    dx = _linear_backward(dx, plan.layers[-1], torch.empty_like(dx), add=False)
+    for t in reversed(range(len(stored.pre))):
+        layer = plan.layers[t]
+        d_logit = _activation_backward(dx, stored.pre[t], stored.gates[t], layer, plan, du)
+        if layer.gate is not None:
+            du[:, : plan.width].addmm_(d_logit, layer.gate.T)
+        _linear_backward(du, layer, dx, add=True)
+    return dx
 
 
 def _gather_backward(
@@ -168,27 +257,56 @@ def _gather_backward(
 
 
 def _linear(x: Tensor, layer: Layer, out: Tensor) -> None:
-    """Out = x W: one product for m = 0 and one for each +-m pair."""
+    """Out = x W: a product for m = 0, and for each pair of -m and +m one, or three of half the size
+
+    y_-m = (x_- + x_+) U - x_+ (U + V)        y_+m = (x_- + x_+) U + x_- (V - U)
+    """
     size = layer.zonal.shape[0]
     torch.mm(x[:, :size], layer.zonal, out=out[:, :size])
-    start = size
-    for pair in layer.pairs:
-        stop = start + pair.shape[0]
-        torch.mm(x[:, start:stop], pair, out=out[:, start:stop])
-        start = stop
+    if not _by_gauss(layer, len(x)):
+        for pair, minus, plus in _pairs(layer):
+            both = slice(minus.start, plus.stop)
+            torch.mm(x[:, both], pair, out=out[:, both])
+        return
+    for (u, difference, negated), (_, minus, plus) in zip(layer.thirds, _pairs(layer), strict=True):
+        common = torch.mm(x[:, minus] + x[:, plus], u)
+        torch.addmm(common, x[:, plus], negated, out=out[:, minus])
+        torch.addmm(common, x[:, minus], difference, out=out[:, plus])
 
 
 def _linear_backward(du: Tensor, layer: Layer, dx: Tensor, *, add: bool) -> Tensor:
-    """Dx (+)= du W^T."""
-    start = 0
-    for matrix in (layer.zonal, *layer.pairs):
-        stop = start + matrix.shape[0]
-        if add:
-            dx[:, start:stop].addmm_(du[:, start:stop], matrix.T)
-        else:
-            torch.mm(du[:, start:stop], matrix.T, out=dx[:, start:stop])
-        start = stop
+    """Dx (+)= du W^T, by as many products."""
+    size = layer.zonal.shape[0]
+    beta = 1 if add else 0
+    dx[:, :size].addmm_(du[:, :size], layer.zonal.T, beta=beta)
+    if not _by_gauss(layer, len(du)):
+        for pair, minus, plus in _pairs(layer):
+            both = slice(minus.start, plus.stop)
+            dx[:, both].addmm_(du[:, both], pair.T, beta=beta)
+        return dx
+    for (u, difference, negated), (_, minus, plus) in zip(layer.thirds, _pairs(layer), strict=True):
+        common = torch.mm(du[:, minus] + du[:, plus], u.T)
+        for to, source, matrix in ((minus, plus, difference), (plus, minus, negated)):
+            if add:
+                dx[:, to].add_(common).addmm_(du[:, source], matrix.T)
+            else:
+                torch.addmm(common, du[:, source], matrix.T, out=dx[:, to])
     return dx
+
+
+def _by_gauss(layer: Layer, n_edges: int) -> bool:
+    edges, columns = GAUSS
+    return n_edges >= edges and bool(layer.pairs) and len(layer.pairs[0]) >= 2 * columns
+
+
+def _pairs(layer: Layer) -> list[tuple[Tensor, slice, slice]]:
+    """Each pair's matrix, and the columns of -m and +m."""
+    found, start = [], layer.zonal.shape[0]
+    for pair in layer.pairs:
+        n = len(pair) // 2
+        found.append((pair, slice(start, start + n), slice(start + n, start + 2 * n)))
+        start += 2 * n
+    return found
 
 
 def _gated_parts(plan: Plan) -> list[tuple[int, int, int]]:

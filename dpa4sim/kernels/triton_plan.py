@@ -168,9 +168,14 @@ class TritonPlan(Plan):
 
     @classmethod
     def of(
-        cls, plan: Plan, graph: EdgeGraph | None = None, accuracy: Accuracy = "high"
+        cls,
+        plan: Plan,
+        graph: EdgeGraph | None = None,
+        accuracy: Accuracy = "high",
+        stack: PackedStack | None = None,
     ) -> TritonPlan:
-        """The plan of the CPU with what the kernels need; without a graph it is made from it.
+        """The plan of the CPU with what the kernels need; graph and stack are made from it if not
+        given.
 
         Raises:
             ConfigError: an accuracy that is none.
@@ -179,7 +184,8 @@ class TritonPlan(Plan):
         if graph is None:
             row_ptr = torch.tensor(plan.offsets, device=plan.neighbor.device)
             graph = EdgeGraph.build(plan.neighbor, row_ptr)
-        stack = PackedStack.build(plan.layers, plan.width)
+        if stack is None:
+            stack = PackedStack.build(plan.layers, plan.width)
         old = {field.name: getattr(plan, field.name) for field in fields(Plan)}
         return cls(**old, graph=graph, stack=stack, accuracy=accuracy)
 

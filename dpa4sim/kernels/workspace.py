@@ -6,6 +6,8 @@ Fresh memory costs a page fault per 4 KiB, which on a CPU is as dear as the arit
 from __future__ import annotations
 
 import ctypes
+import os
+from functools import cache
 from math import prod
 
 import torch
@@ -13,6 +15,12 @@ from torch import Tensor
 
 KEEP_BYTES = 4 << 30
 """Largest amount of idle memory that stays reserved for each dtype."""
+
+STORED_SHARE = 0.25
+"""Part of the machine's memory that one evaluation may fill for its own backward pass."""
+
+USUAL_BYTES = 40_000
+"""What an edge takes where nothing is spared: twice what Neo takes."""
 
 KEPT_PAGES = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 64 << 20)}
 """glibc's numbers: nothing outside the heap, a heap that never shrinks and grows by 64 MiB."""
@@ -27,6 +35,20 @@ def keep_pages() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(*option) for option in KEPT_PAGES.values())
+
+
+@cache
+def room() -> int:
+    """Bytes that one evaluation may store for its own backward pass."""
+    try:
+        return int(STORED_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):  # not a POSIX system
+        return KEEP_BYTES
+
+
+def is_large(n_edges: int) -> bool:
+    """Whether activations that are cheap to make again are better not stored (5 % of the time)."""
+    return n_edges * USUAL_BYTES > room()
 
 
 def take(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dpa4sim.config import DPA4Config
+from dpa4sim.kernels.row_chunks import atom_cuts, in_chunks
 from dpa4sim.model.edge_features import EdgeFeatures
 from dpa4sim.model.emfa import EMFA
 from dpa4sim.model.feed_forward import FeedForward, GatedFeedForward
@@ -43,12 +46,17 @@ class Block(nn.Module):
         convolved, rest = x[:, : self.n_convolved], x[:, self.n_convolved :]
         message = self.norm_after(self.convolution(self.norm_before(convolved), edges))
         x = torch.cat([convolved + message, rest], 1) if rest.shape[1] else convolved + message
-        for unit, ffn in enumerate(self.feed_forward):
-            update = self.ffn_norm_after[unit](ffn(self.ffn_norm_before[unit](x)))
-            if len(self.ffn_scales):
-                update = update * self.ffn_scales[unit]
-            x = x + update
+        for unit in range(len(self.feed_forward)):
+            update = partial(self._update, unit)
+            x = x + (
+                in_chunks(update, [x], atom_cuts(len(x)), len(x)) if edges.sparing else update(x)
+            )
         return x
+
+    def _update(self, unit: int, x: Tensor, *rows: slice) -> Float[Tensor, "atom lm channel"]:
+        """What one feed-forward unit adds to atoms; it does not matter which `rows` they are."""
+        update = self.ffn_norm_after[unit](self.feed_forward[unit](self.ffn_norm_before[unit](x)))
+        return update * self.ffn_scales[unit] if len(self.ffn_scales) else update
 
 
 def feed_forward(config: DPA4Config, max_degree: int) -> nn.Module:

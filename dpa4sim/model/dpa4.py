@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges
+from dpa4sim.kernels.row_chunks import edge_cuts, in_chunks
 from dpa4sim.kernels.triton_plan import Accuracy, EdgeGraph
+from dpa4sim.kernels.workspace import is_large, room
 from dpa4sim.model.basis import RadialBasis, RadialNetwork, envelope
 from dpa4sim.model.block import Block
 from dpa4sim.model.edge_features import EdgeFeatures
@@ -177,7 +179,10 @@ class DPA4(nn.Module):
             gate = gates.index_select(0, edges.neighbor)
         weight = envelope(length, self.envelope_cutoff, self.edge_exponent)
         basis = self.basis(length)
-        hidden = self.radial(basis)
+        learning = any(weight.requires_grad for weight in self.parameters())
+        offsets = self._offsets(edges, learning)
+        sparing = offsets is not None and not learning and is_large(len(basis))
+        hidden = self._radial(basis) if sparing else self.radial(basis)
         if not self.legacy:
             hidden = hidden * weight[:, None]
         features = EdgeFeatures(
@@ -193,15 +198,22 @@ class DPA4(nn.Module):
             degree_scale=degree_scale(
                 weight, edges.center, n_atoms, config.epsilon if self.legacy else DEGREE_FLOOR
             ),
-            offsets=self._offsets(edges),
+            offsets=offsets,
             graph=self._graph(edges),
             accuracy=self.triton or "exact",
-            learning=any(weight.requires_grad for weight in self.parameters()),
+            sparing=sparing,
+            keep_bytes=room() // max(1, config.n_focus * len(self.blocks)),
+            learning=learning,
         )
         radial_vector = (features.gated_weight / length)[:, None]
         return features, torch.cat([radial_vector, radial_vector * direction], 1), basis
 
-    def _offsets(self, edges: Edges) -> tuple[int, ...] | None:
+    def _radial(self, basis: Float[Tensor, "edge basis"]) -> Float[Tensor, "edge hidden"]:
+        """The radial network, a few edges at a time."""
+        cuts = edge_cuts(len(basis))
+        return in_chunks(lambda part, *_: self.radial(part), [basis], cuts, len(basis))
+
+    def _offsets(self, edges: Edges, learning: bool) -> tuple[int, ...] | None:
         """row_ptr on the host where the hand-written kernels apply on the CPU.
 
         Weights are frozen, or the network is prepared for training (train/compiled.py).
@@ -209,7 +221,7 @@ class DPA4(nn.Module):
         eager = self.hand_written and not torch.compiler.is_compiling()
         if self.triton is not None or not (eager and edges.center.device.type == "cpu"):
             return None
-        if not self.prepared and any(weight.requires_grad for weight in self.parameters()):
+        if learning and not self.prepared:
             return None
         return tuple(edges.row_ptr.tolist())
 
@@ -243,15 +255,8 @@ class DPA4(nn.Module):
         if self.environment is None:
             angular = scalars.new_zeros(len(scalars), n_angular, scalars.shape[1])
             return torch.cat([scalars[:, None], angular], 1)
-        hidden = self.environment.edge_features(basis, species, edges.center, edges.neighbor)
         scalars = self.environment(
-            scalars,
-            hidden,
-            radial_vector,
-            edges.center,
-            edges.degree_scale,
-            self.config.epsilon,
-            edges.offsets,
+            scalars, basis, radial_vector, species, edges, self.config.epsilon
         )
         if n_angular == 0:
             return scalars[:, None]

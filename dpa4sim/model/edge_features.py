@@ -30,6 +30,8 @@ class EdgeFeatures:
         offsets: row_ptr as Python integers where the hand-written CPU kernels are used.
         graph: the list by centers and neighbours where the Triton kernels are used.
         accuracy: of those kernels.
+        keep_bytes: what one focus of one block may store for its backward pass on the CPU.
+        sparing: there are so many edges that little else is stored either; needs `offsets`.
         learning: some weight of the network is in training, be it of another block: forces will
             be differentiated again.
     """
@@ -47,6 +49,8 @@ class EdgeFeatures:
     offsets: tuple[int, ...] | None = None
     graph: EdgeGraph | None = None
     accuracy: Accuracy = "exact"
+    keep_bytes: int = 0
+    sparing: bool = False
     learning: bool = False
 
     def project(

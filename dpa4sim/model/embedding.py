@@ -18,7 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from dpa4sim.kernels.row_chunks import center_cuts, in_chunks
 from dpa4sim.kernels.segments import sum_outer
+from dpa4sim.model.edge_features import EdgeFeatures
 from dpa4sim.model.linear import truncated_normal
 from dpa4sim.model.norm import root_mean_square
 
@@ -124,48 +126,71 @@ class EnvironmentSeed(nn.Module):
     def edge_features(
         self,
         basis: Float[Tensor, "edge basis"],
-        species: Int[Tensor, " atom"],
+        kinds: Float[Tensor, "row kind"],
         center: Int[Tensor, " edge"],
         neighbor: Int[Tensor, " edge"],
     ) -> Float[Tensor, "edge hidden"]:
-        """Hidden layer of g_ij."""
-        width, kinds = self.radial_width, self.kinds
+        """Hidden layer of g_ij.
+
+        Args:
+            kinds: features of species; `center` and `neighbor` say which rows are an edge's.
+        """
+        width, n_kinds = self.radial_width, self.kinds
         inner = basis @ self.radial.inner
         if self.radial.inner_bias is not None:
             inner = inner + self.radial.inner_bias
-        of_radial, of_neighbor, of_center = self.pair.inner.split([width, kinds, kinds])
-        table = self.species_table[species]
-        pair = (table @ of_neighbor).index_select(0, neighbor)
-        pair = pair + (table @ of_center).index_select(0, center)
+        of_radial, of_neighbor, of_center = self.pair.inner.split([width, n_kinds, n_kinds])
+        pair = (kinds @ of_neighbor).index_select(0, neighbor)
+        pair = pair + (kinds @ of_center).index_select(0, center)
         if self.pair.inner_bias is not None:
             pair = pair + self.pair.inner_bias
         if self.radial.outer_bias is not None:
             pair = pair + self.radial.outer_bias @ of_radial
         return silu(torch.addmm(pair, silu(inner), self.radial.outer @ of_radial))
 
+    def moments(
+        self,
+        basis: Float[Tensor, "edge basis"],
+        radial_vector: Float[Tensor, "edge 4"],
+        species: Int[Tensor, " atom"],
+        edges: EdgeFeatures,
+    ) -> Float[Tensor, "atom 4 hidden"]:
+        """sum_j eta_j (s, s r_ij) (x) the hidden layer of g_ij."""
+        center, neighbor, offsets = edges.center, edges.neighbor, edges.offsets
+        if not edges.sparing or offsets is None:
+            hidden = self.edge_features(basis, self.species_table[species], center, neighbor)
+            return sum_products(radial_vector, hidden, center, len(species), offsets)
+        rows_of = species.index_select(0, center), species.index_select(0, neighbor)
+
+        def of_centers(basis: Tensor, vector: Tensor, rows: slice, atoms: slice) -> Tensor:
+            ends = [end - rows.start for end in offsets[atoms.start : atoms.stop + 1]]
+            kinds = (row[rows] for row in rows_of)
+            return sum_outer(vector, self.edge_features(basis, self.species_table, *kinds), ends)
+
+        return in_chunks(of_centers, [basis, radial_vector], center_cuts(offsets), len(species))
+
     def forward(
         self,
         features: Float[Tensor, "atom channel"],
-        hidden: Float[Tensor, "edge hidden"],
+        basis: Float[Tensor, "edge basis"],
         radial_vector: Float[Tensor, "edge 4"],
-        center: Int[Tensor, " edge"],
-        scale: Float[Tensor, " atom"],
+        species: Int[Tensor, " atom"],
+        edges: EdgeFeatures,
         epsilon: float,
-        offsets: Sequence[int] | None = None,
     ) -> Float[Tensor, "atom channel"]:
         """Modulated species features.
 
         Args:
+            basis: radial functions.
             radial_vector: eta_j s(r) / r (1, unit vector).
-            scale: n_i.
+            species: row of each atom in the species table.
         """
-        n_atoms = features.shape[0]
-        moments = sum_products(radial_vector, hidden, center, n_atoms, offsets)
+        moments = self.moments(basis, radial_vector, species, edges)
         matrix = moments @ self.pair.outer
         if self.pair.outer_bias is not None:
-            total = sum_edges(radial_vector, center, n_atoms)
+            total = sum_edges(radial_vector, edges.center, features.shape[0])
             matrix = matrix + total[:, :, None] * self.pair.outer_bias
-        matrix = matrix * scale[:, None, None]
+        matrix = matrix * edges.degree_scale[:, None, None]
         invariant = matrix.transpose(1, 2) @ matrix[:, :, : self.axis]
         scale_logit, shift_logit = (invariant.flatten(1) @ self.out).split(self.channels, 1)
         if self.scale_norm is not None and self.shift_norm is not None:

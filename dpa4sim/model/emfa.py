@@ -11,6 +11,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,8 +24,9 @@ from dpa4sim.config import DPA4Config
 from dpa4sim.kernels.edge_convolution import Plan, edge_convolution
 from dpa4sim.kernels.edge_training import Passes, TrainingPlan, convolve, slabs_of
 from dpa4sim.kernels.frame_products import FrameShape
+from dpa4sim.kernels.row_chunks import pair_dot
 from dpa4sim.kernels.so2_training import StackShape
-from dpa4sim.kernels.triton_plan import TritonPlan
+from dpa4sim.kernels.triton_plan import PackedStack, TritonPlan
 from dpa4sim.model.edge_features import EdgeFeatures, FrameLayout
 from dpa4sim.model.edge_product import EdgeProduct, frame_matrix
 from dpa4sim.model.embedding import sum_edges
@@ -86,6 +91,7 @@ class EMFA(nn.Module):
         elif not self.product.terms:
             self.no_kernel_because = "an edge product without a rank"
         self.passes: Passes | None = None
+        self._made: tuple[list[Any], dict[Any, Any]] = [], {}
         self.product_dtype: torch.dtype | None = None
         lm = torch.tensor(degree_of_lm(max_degree))
         self.register_buffer("degree_of_lm", lm, persistent=False)
@@ -166,7 +172,11 @@ class EMFA(nn.Module):
             elif edges.graph is not None:
                 from dpa4sim.kernels.triton_convolution import triton_edge_convolution
 
-                plan = TritonPlan.of(self._plan(focus, edges), edges.graph, edges.accuracy)
+                plan = self._plan(focus, edges)
+                packed = self._frozen(
+                    ("packed", focus), partial(PackedStack.build, plan.layers, self.width)
+                )
+                plan = TritonPlan.of(plan, edges.graph, edges.accuracy, packed)
                 messages.append(triton_edge_convolution(*inputs, plan))
             else:
                 messages.append(edge_convolution(*inputs, self._plan(focus, edges)))
@@ -174,7 +184,7 @@ class EMFA(nn.Module):
 
     def _plan(self, focus: int, edges: EdgeFeatures) -> Plan:
         return Plan(
-            layers=self.stack.layers(focus),
+            layers=self._frozen(focus, partial(self.stack.layers, focus)),
             width=self.width,
             terms=self.product.terms,
             max_degree=self.product.max_degree,
@@ -183,7 +193,18 @@ class EMFA(nn.Module):
             degree_of_lm=self.degree_of_lm,
             neighbor=edges.neighbor,
             offsets=edges.offsets or (),  # Triton's kernels do not read them
+            keep_bytes=edges.keep_bytes,
         )
+
+    def _frozen(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What follows from the stack's weights alone, made again only when they have changed."""
+        key = [(w.data_ptr(), w._version, w.dtype, w.device) for w in self.stack.parameters()]
+        if key != self._made[0]:
+            self._made = key, {}
+        found = self._made[1]
+        if name not in found:
+            found[name] = make()
+        return found[name]
 
     def _training_plan(self, passes: Passes, edges: EdgeFeatures) -> TrainingPlan:
         product, C = self.product, self.width
@@ -217,8 +238,12 @@ class EMFA(nn.Module):
         key = self._per_focus(normed, self.key).unflatten(2, (A, -1))
         radial = torch.einsum("cfa,fcn->nfa", self.radial_logit, self._profile_columns())
         radial = edges.project(radial.flatten(1)[None])
-        logit = query.index_select(0, edges.center) * key.index_select(0, edges.neighbor)
-        logit = logit.sum(-1) * (self.width // A) ** -0.5 + radial.unflatten(1, (F, A))
+        if edges.sparing:
+            logit = pair_dot(query, key, edges.center, edges.neighbor)
+        else:
+            logit = query.index_select(0, edges.center) * key.index_select(0, edges.neighbor)
+            logit = logit.sum(-1)
+        logit = logit * (self.width // A) ** -0.5 + radial.unflatten(1, (F, A))
         null = (softplus(self.null_logit) + self.epsilon).log()
         top = null.detach().expand(scalars.shape[0], F, A).contiguous()
         index = edges.center[:, None, None].expand_as(logit)

@@ -61,11 +61,75 @@ def assert_same(model: DPA4, batch: Batch, edges: Edges) -> None:
 
 
 @pytest.mark.parametrize("name", KERNEL_SETS)
-def test_energies_and_gradients_equal_autograd(name, monkeypatch):
+@pytest.mark.parametrize("by_gauss", [False, True])
+def test_energies_and_gradients_equal_autograd(name, by_gauss, monkeypatch):
     monkeypatch.setattr(edge_convolution, "CHUNK_EDGES", 7)  # many chunks, also of one center
+    monkeypatch.setattr(edge_convolution, "GAUSS", (3, 1) if by_gauss else (10**9, 1))
     model = random_model(KERNEL_SETS[name]).requires_grad_(False)
     batch = Batch.concatenate([molecule(), crystal()])
     assert_same(model, batch, neighbors(batch, model.config.cutoff))
+
+
+def test_what_is_not_stored_is_made_again_to_the_same_bits(monkeypatch):
+    monkeypatch.setattr(edge_convolution, "CHUNK_EDGES", 40)
+    model = random_model(BASE).requires_grad_(False)
+    batch = Batch.concatenate([molecule(), crystal()])
+    edges = neighbors(batch, model.config.cutoff)
+    taken, real = [], edge_convolution._Stored.take
+    monkeypatch.setattr(
+        edge_convolution._Stored, "take", lambda n, *rest: taken.append(n) or real(n, *rest)
+    )
+    found = {}
+    for room in (0, 150_000, 1 << 40):
+        monkeypatch.setattr("dpa4sim.model.dpa4.room", lambda room=room: room)
+        monkeypatch.setattr("dpa4sim.model.dpa4.is_large", lambda n: False)
+        taken.clear()
+        found[room] = evaluate(model, batch, edges, by_kernel=True), max(taken)
+    (nothing, few), (part, some), (whole, every) = found.values()
+    assert few <= 40 < some < every == edges.n_edges
+    for result in (nothing, part):
+        assert all(torch.equal(a, b) for a, b in zip(result, whole, strict=True))
+
+
+@pytest.mark.parametrize("name", KERNEL_SETS)
+def test_a_batch_of_many_edges_gives_the_same(name, monkeypatch):
+    monkeypatch.setattr("dpa4sim.model.dpa4.is_large", lambda n: True)
+    for place in ("row_chunks.CHUNK_ATOMS", "row_chunks.CHUNK_EDGES"):
+        monkeypatch.setattr(f"dpa4sim.kernels.{place}", 3)
+    model = random_model(KERNEL_SETS[name]).requires_grad_(False)
+    batch = Batch.concatenate([molecule(), crystal()])
+    assert_same(model, batch, neighbors(batch, model.config.cutoff))
+
+
+def test_nothing_is_stored_without_a_gradient(monkeypatch):
+    taken, real = [], edge_convolution._Stored.take
+    monkeypatch.setattr(
+        edge_convolution._Stored, "take", lambda n, *rest: taken.append(n) or real(n, *rest)
+    )
+    monkeypatch.setattr(edge_convolution, "CHUNK_EDGES", 40)
+    model = random_model(BASE).requires_grad_(False)
+    batch = crystal()
+    species = torch.tensor([NUMBERS.index(z) for z in batch.atomic_numbers.tolist()])
+    with torch.no_grad():
+        model(species, neighbors(batch, model.config.cutoff))
+    assert 0 < max(taken) <= 40
+
+
+def test_weights_are_prepared_once_and_again_when_they_change(monkeypatch):
+    model = random_model(BASE).requires_grad_(False)
+    batch = molecule()
+    edges = neighbors(batch, model.config.cutoff)
+    evaluate(model, batch, edges, by_kernel=True)
+    stack, made = model.blocks[0].convolution.stack, []
+    real = type(stack).layers
+    monkeypatch.setattr(type(stack), "layers", lambda *a: made.append(1) or real(*a))
+    evaluate(model, batch, edges, by_kernel=True)
+    assert not made
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    assert_same(model, batch, edges)
+    assert len(made) == len(model.blocks) * model.config.n_focus
 
 
 def test_the_kernel_is_what_runs(monkeypatch):

@@ -1,5 +1,8 @@
 """The first features of atoms, against sums written as loops."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from models import largest
@@ -71,10 +74,11 @@ def test_angular_seed(offsets):
     assert largest(got - expected) < TOLERANCE
 
 
-@WAYS
+@pytest.mark.parametrize(("offsets", "sparing"), [(None, False), (OFFSETS, False), (OFFSETS, True)])
 @pytest.mark.parametrize(("norm", "bias"), [(True, False), (False, True), (True, True)])
-def test_environment_seed(norm, bias, offsets):
+def test_environment_seed(norm, bias, offsets, sparing, monkeypatch):
     """Eq. 10-12 with every perceptron applied on every edge."""
+    monkeypatch.setattr("dpa4sim.kernels.row_chunks.CHUNK_EDGES", 3)
     C = 12
     torch.manual_seed(0)
     seed = EnvironmentSeed(3, C, 5, norm, bias).double()
@@ -82,8 +86,10 @@ def test_environment_seed(norm, bias, offsets):
         torch.nn.init.normal_(parameter, std=0.3)
     basis, radial_vector, scale = numbers(5, 5), numbers(5, 4, seed=1), numbers(3, seed=2).abs()
     features, species = numbers(3, C, seed=3), torch.tensor([2, 0, 1])
-    hidden = seed.edge_features(basis, species, CENTER, NEIGHBOR)
-    got = seed(features, hidden, radial_vector, CENTER, scale, 1e-7, offsets)
+    edges: Any = SimpleNamespace(
+        center=CENTER, neighbor=NEIGHBOR, offsets=offsets, sparing=sparing, degree_scale=scale
+    )
+    got = seed(features, basis, radial_vector, species, edges, 1e-7)
 
     none = torch.zeros(()).double()
     kinds, r, g = seed.species_table[species], seed.radial, seed.pair

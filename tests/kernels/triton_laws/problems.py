@@ -60,6 +60,7 @@ def problem(
         layers=tuple(layers),
         neighbor=torch.cat([neighbor, torch.full((padding,), n_atoms - 1)]),
         offsets=(0, *torch.tensor(counts).cumsum(0).tolist()),
+        keep_bytes=1 << 30,
     )
     return (node, kernel, rows, alpha), plan
 
