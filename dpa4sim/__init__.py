@@ -15,6 +15,7 @@ ensemble.py  several networks: mean and spread
 embed.py     descriptors and features of structures, and a file of them
 errors.py    exceptions for the border, Status for systems in a batch
 export.py    a potential as one compiled file
+graphs.py    a network recorded as CUDA graphs
 lattice.py   algebra of cells and strains
 model/       Batch -> energy, one file per subsection of paper 4.2
 model_file.py networks to and from safetensors files

@@ -191,7 +191,7 @@ def _traced(model: DPA4, example: tuple[Tensor, ...]) -> GraphModule:
     """Energy and gradient as one graph of plain operations; the kernels are not traceable."""
     plain = copy.deepcopy(model)
     plain.hand_written = False
-    function = _energy_and_gradient(plain)
+    function = energy_and_gradient(plain)
     # Two signatures: the tracer counts the arguments.
     if len(example) == 4:
         return make_fx(
@@ -202,8 +202,8 @@ def _traced(model: DPA4, example: tuple[Tensor, ...]) -> GraphModule:
     return make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example)
 
 
-def _energy_and_gradient(model: DPA4) -> Function:
-    """Atomic energies and dE/dvector of a network."""
+def energy_and_gradient(model: DPA4) -> Function:
+    """Atomic energies and dE/dvector of a network as a function of its plain inputs."""
 
     def function(
         species: Tensor,
@@ -229,7 +229,7 @@ def _check(
 ) -> Exported:
     """Compare the compiled network with the potential's own on every structure."""
     compiled = torch._inductor.aoti_load_package(str(package))
-    own = _energy_and_gradient(potential.model)
+    own = energy_and_gradient(potential.model)
     worst = [0.0, 0.0]
     for case in cases:
         for index, (got, expected) in enumerate(zip(compiled(*case), own(*case), strict=True)):

@@ -83,7 +83,9 @@ class Potential:
         device: where to compute.
         dtype: "float32" or "float64", the precision of the network.
         compile: run the network as one compiled graph; making it takes minutes, once for each
-            model, precision and kind of processor (`dpa4sim.compiled`).
+            model, precision and kind of processor (`dpa4sim.compiled`).  On CUDA it is recorded
+            besides, for each size of batch (`dpa4sim.graphs`); with kernels="triton" these are
+            recorded, and nothing is compiled.
         kernels: "torch", or "triton" for the Triton kernels, on CUDA in float32.
         accuracy: of products of float32 matrices: "exact" as such; "high", which Triton makes of
             three TF32 products; "fast", of shorter numbers (docs/performance.md has the errors).
@@ -121,9 +123,7 @@ class Potential:
         self.model.use_triton(accuracy if kernels == "triton" else None)
         self.network: Network | None = None
         if compile:
-            from dpa4sim.compiled import compiled
-
-            self.network = compiled(self)
+            self.network = self._as_one_graph()
 
     @property
     def cutoff(self) -> float:
@@ -194,6 +194,17 @@ class Potential:
 
         return embed(self, structures)
 
+    def _as_one_graph(self) -> Network:
+        """The network compiled, on CUDA also recorded."""
+        from dpa4sim.compiled import compiled
+        from dpa4sim.export import energy_and_gradient
+        from dpa4sim.graphs import GraphedNetwork
+
+        plain = self.kernels == "triton"
+        network = energy_and_gradient(self.model) if plain else compiled(self)
+        is_cuda = self.device.type == "cuda"
+        return GraphedNetwork(network, self.cutoff) if is_cuda else network
+
     def _compiled_for(self, edges: Edges) -> Network | None:
         """The compiled network where it is the faster one."""
         large = self.device.type == "cpu" and edges.n_edges > COMPILED_UP_TO
@@ -208,10 +219,10 @@ class Potential:
                 f"There are no Triton kernels for {self.dtype} on {self.device}; they need float32 "
                 "on a CUDA device. Leave kernels='triton' out."
             )
-        if compile and (self.kernels == "triton" or self.accuracy != "exact"):
+        if compile and self.kernels == "torch" and self.accuracy != "exact":
             raise ConfigError(
-                "compile=True brings its own kernels and their accuracy. Choose it, or kernels= "
-                "and accuracy=."
+                "compile=True brings its own kernels and their accuracy. Choose it, or accuracy=, "
+                "or both with kernels='triton'."
             )
 
     def save(self, path: str | Path) -> None:

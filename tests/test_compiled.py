@@ -13,8 +13,8 @@ from models import BASE, crystal, molecule, random_potential
 
 from dpa4sim.batch import Batch
 from dpa4sim.compiled import cache_folder, compiled, name_of
-from dpa4sim.errors import ModelError
-from dpa4sim.export import _energy_and_gradient
+from dpa4sim.errors import ConfigError, ModelError
+from dpa4sim.export import energy_and_gradient
 from dpa4sim.pool.checkpoint import model_fingerprint
 from dpa4sim.potential import Potential, load
 
@@ -37,7 +37,7 @@ def stand_in(monkeypatch, tmp_path):
     monkeypatch.setattr(
         torch._inductor,
         "aoti_load_package",
-        lambda path: _energy_and_gradient(made[-1].model),
+        lambda path: energy_and_gradient(made[-1].model),
     )
     return made
 
@@ -133,6 +133,11 @@ def test_a_compiler_that_fails_is_said(monkeypatch, tmp_path):
     with pytest.raises(ModelError, match=r"could not compile.*No working C\+\+ compiler"):
         compiled(random_potential(SMALL))
     assert not list(tmp_path.glob("*.pt2"))
+
+
+def test_it_comes_with_its_own_accuracy():
+    with pytest.raises(ConfigError, match="compile=True brings its own kernels and their accuracy"):
+        Potential(random_potential(SMALL).model, compile=True, accuracy="fast")
 
 
 def test_a_damaged_file_is_said(monkeypatch, tmp_path):

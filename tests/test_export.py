@@ -26,7 +26,7 @@ def compiled(monkeypatch):
     wrong = {"by": 0.0}
 
     def compile_nothing(potential, example, path):
-        wrong["function"] = module._energy_and_gradient(potential.model)
+        wrong["function"] = module.energy_and_gradient(potential.model)
         path.write_bytes(b"package")
 
     def load(path):
@@ -94,7 +94,7 @@ def test_the_traced_graph_holds_for_other_sizes(config: DPA4Config):
     potential = random_potential(config)
     first, *others = (arguments(potential, batch) for batch in module._lattices(potential))
     graph = module._traced(potential.model, first)
-    own = module._energy_and_gradient(potential.model)
+    own = module.energy_and_gradient(potential.model)
     for case in others:
         for got, expected in zip(graph(*case), own(*case), strict=True):
             assert largest(got - expected) < TOLERANCE

@@ -201,7 +201,9 @@ def model_fingerprint(model: EnergyModel) -> str:
     for name, value in sorted(model.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    way = "compiled" if model.network is not None else f"{model.kernels}-{model.accuracy}"
+    way = f"{model.kernels}-{model.accuracy}"
+    if model.network is not None:
+        way = "compiled" if model.kernels == "torch" else f"{way}-compiled"
     usual = "" if way == "torch-exact" else f"-{way}"  # other settings give other bits
     return f"{digest.hexdigest()[:16]}-{model.dtype}{usual}"
 
