@@ -79,12 +79,19 @@ WORKLOADS = {"water": water, "crystals": crystals}
 
 
 class Peer:
-    """A DeePMD-kit process that evaluates on command."""
+    """A process of another program that evaluates on command."""
 
-    def __init__(self, python: str, checkpoint: Path, data: Path, environment: dict[str, str]):
-        worker = Path(__file__).with_name("deepmd_worker.py")
+    def __init__(
+        self,
+        python: str,
+        model: str | Path,
+        data: Path,
+        environment: dict[str, str],
+        worker: str = "deepmd_worker.py",
+    ):
+        self.worker = Path(__file__).with_name(worker)
         self.process = subprocess.Popen(
-            [python, str(worker), str(checkpoint), str(data)],
+            [python, str(self.worker), str(model), str(data)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -98,7 +105,7 @@ class Peer:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("DeePMD-kit's process ended; run bench/deepmd_worker.py by hand.")
+            raise RuntimeError(f"The process ended; run {self.worker.name} by hand.")
         return json.loads(line)
 
     def ask(self, command: str) -> dict[str, Any]:

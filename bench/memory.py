@@ -6,6 +6,7 @@ Each case runs in a process of its own on two batches of crystals; what the larg
 over its additional edges, is the memory per edge, and the largest batch per GiB follows.
 
     inference          Potential, kernels written by hand
+    inference, large   as batches of very many edges are run: activations are made again
     inference, plain   the same without them: autograd of the whole network
     training           energy and forces to the gradient of every weight, kernels written by hand
     training, recompute  the same with the activations of a block made again in the backward pass
@@ -28,6 +29,7 @@ from bench.record import save
 
 CASES = (
     "inference",
+    "inference, large",
     "inference, plain",
     "training",
     "training, recompute",
@@ -55,6 +57,7 @@ def child(case: str, size: str, n_atoms: int) -> None:
     """Run one case; print edges and the peak in bytes."""
     from bench.modes import network
     from dpa4sim.edges import Edges, neighbors
+    from dpa4sim.model import dpa4
     from dpa4sim.potential import Potential
     from dpa4sim.train.compiled import force_pass, prepare
 
@@ -63,7 +66,9 @@ def child(case: str, size: str, n_atoms: int) -> None:
     batch = batch_of(n_atoms, list(model.config.atomic_numbers[:4]))
     edges = neighbors(batch, model.config.cutoff)
     if case.startswith("inference"):
-        model.hand_written = case == "inference"
+        model.hand_written = case != "inference, plain"
+        if case == "inference, large":
+            dpa4.is_large, dpa4.room = lambda n_edges: True, lambda: 0
         Potential(model)(batch)
     else:
         model.requires_grad_(True).train()

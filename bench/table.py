@@ -82,7 +82,19 @@ def _dynamics(model: str, names: Mapping[str, float]) -> Callable[[ROW], tuple[s
 
 def _growth(record: ROW) -> tuple[str, bool]:
     largest = max(row["atoms"] for row in record["rows"])
-    return f"{100 * record['spread']:.0f} % up to {largest:,} atoms", record["spread"] <= 0.1
+    peak = max(row.get("peak_mib", 0.0) for row in record["rows"]) / 1024
+    room = f", {peak:.1f} GiB" if peak else ""
+    return f"{100 * record['spread']:.0f} % up to {largest:,} atoms{room}", record["spread"] <= 0.1
+
+
+def _networks(record: ROW) -> tuple[str, None]:
+    words = [
+        f"{row['workload']} (k {row['k']:.0f}): "
+        + ", ".join(f"{side} {1e-3 * us:.1f}" for side, us in row["us_per_atom"].items())
+        + " ms per atom"
+        for row in record["rows"]
+    ]
+    return "<br>".join(words), None
 
 
 def _training(record: ROW) -> tuple[str, bool]:
@@ -181,6 +193,13 @@ CLAIMS = (
     Claim("`compile=True`: the first time, and every later process", "", "modes", _compile),
     Claim("peak memory per edge; edges per GiB", "", "memory", _memory),
     Claim("time per atom against the number of atoms", "flat to 10 %", "growth-tuned", _growth),
+    Claim("the same, seed", "flat to 10 %", "growth-seed", _growth),
+    Claim(
+        "cost of another network: MACE over ours, random weights, one batch",
+        "",
+        "networks",
+        _networks,
+    ),
     Claim(
         "engine's own cost per FIRE + Frechet step, TorchSim over ours, 1024 x 8 atoms",
         ">= 10",
@@ -235,8 +254,12 @@ TAIL = """
   without the memory of all edges at once.
 - **Engine's own cost**: some thousand small operations a step; CUDA graphs of a whole step are the
   lever, and wait for a GPU.
-- **Dynamics without a model**: slower than TorchSim, not profiled yet; with a model both take the
-  same.
+- **Dynamics without a model**: slower than TorchSim on a processor, where a third of a Langevin step
+  makes random numbers by counter (a trajectory is the same in any batch) and the rest is many small
+  operations that judge each system and leave sick ones where they were; nothing is read back from
+  the device. With a model both take the same.
+- **Memory**: batches of very many edges store only a quarter of the machine's memory and make the
+  rest again ("inference, large" stores nothing at all): slower by a few per cent up to a third.
 - **Training step**: half of it is matrix products, which a compiler cannot make faster.
 
 ![Time per atom against size: the network and the engine](throughput.png)
