@@ -254,10 +254,10 @@ TAIL = """
   without the memory of all edges at once.
 - **Engine's own cost**: some thousand small operations a step; CUDA graphs of a whole step are the
   lever, and wait for a GPU.
-- **Dynamics without a model**: slower than TorchSim on a processor, where a third of a Langevin step
-  makes random numbers by counter (a trajectory is the same in any batch) and the rest is many small
-  operations that judge each system and leave sick ones where they were; nothing is read back from
-  the device. With a model both take the same.
+- **Dynamics without a model**: slower than TorchSim on a processor, where a third of a Langevin
+  step makes random numbers by counter (a trajectory is the same in any batch) and the rest is many
+  small operations that judge each system and leave sick ones where they were; nothing is read back
+  from the device. With a model both take the same.
 - **Memory**: batches of very many edges store only a quarter of the machine's memory and make the
   rest again ("inference, large" stores nothing at all): slower by a few per cent up to a third.
 - **Training step**: half of it is matrix products, which a compiler cannot make faster.

@@ -9,6 +9,7 @@ cli/         one file per verb
 composite.py models made of models: sums
 config.py    DPA4Config: the options of the network
 data/        labelled structures on disk -> training batches
+direct.py    DirectModel: forces predicted instead of derived (experimental)
 dispersion.py DFT-D3, a term for sums
 edges.py     neighbour lists, edge vectors, CSR order
 ensemble.py  several networks: mean and spread
@@ -39,9 +40,11 @@ _HOME = {
     "ConfigError": "errors",
     "DPA4Config": "config",
     "DataError": "errors",
+    "DirectModel": "direct",
     "Ensemble": "ensemble",
     "MDRun": "simulate",
     "ModelError": "errors",
+    "NonConservativeWarning": "errors",
     "Potential": "potential",
     "Prediction": "potential",
     "PropertyModel": "property",
@@ -66,9 +69,11 @@ __all__ = [
     "ConfigError",
     "DPA4Config",
     "DataError",
+    "DirectModel",
     "Ensemble",
     "MDRun",
     "ModelError",
+    "NonConservativeWarning",
     "Potential",
     "Prediction",
     "PropertyModel",
@@ -91,9 +96,17 @@ __all__ = [
 if TYPE_CHECKING:  # the same names for editors and type checkers
     from dpa4sim.batch import Batch
     from dpa4sim.config import DPA4Config
+    from dpa4sim.direct import DirectModel
     from dpa4sim.dispersion import d3
     from dpa4sim.ensemble import Ensemble, load
-    from dpa4sim.errors import ConfigError, DataError, ModelError, ResumeError, Status
+    from dpa4sim.errors import (
+        ConfigError,
+        DataError,
+        ModelError,
+        NonConservativeWarning,
+        ResumeError,
+        Status,
+    )
     from dpa4sim.potential import Potential, Prediction
     from dpa4sim.property import PropertyModel, PropertyPrediction, load_property
     from dpa4sim.relax import Relaxed, RelaxResult, relax, relax_each

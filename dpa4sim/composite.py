@@ -27,6 +27,11 @@ class Composite:
     def __init__(self, parts: Sequence[EnergyModel]) -> None:
         if not parts:
             raise ModelError("Nothing is made of no models. Give at least one.")
+        if not all(getattr(part, "conservative", True) for part in parts):
+            raise ModelError(
+                "A model of direct forces cannot be part of a sum or an ensemble: its forces are "
+                "not the gradient of its energy. Use it by itself."
+            )
         devices = sorted({str(torch.device(part.device)) for part in parts})
         if len(devices) > 1:
             raise ModelError(

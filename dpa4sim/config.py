@@ -18,6 +18,7 @@ LARGEST_DEGREE = 21
 """Largest degree l whose products a Lebedev rule integrates exactly."""
 
 NormPlace = Literal["before_convolution", "after_convolution", "before_ffn", "after_ffn"]
+ForceHead = Literal["none", "direct", "mirrored"]
 GridOperation = Literal["product", "mlp", "branch"]
 
 
@@ -107,6 +108,9 @@ class DPA4Config:
         descriptor_version: behaviour of the reference implementation that made the weights.
         epsilon: guard of norms and lengths.
         property_head: what to predict instead of an energy.
+        force_head: "direct" reads forces from the features instead of from the energy's slope
+            (experimental: they are not conservative); "mirrored" is the same with the y axis of
+            DeePMD-kit 3.2's head, for its checkpoints only, see `model.dens`.
     """
 
     species: tuple[str, ...]
@@ -155,6 +159,7 @@ class DPA4Config:
     descriptor_version: Literal["1.0", "1.1", "1.2"] = "1.2"
     epsilon: float = 1e-7
     property_head: PropertyConfig = field(default_factory=PropertyConfig)
+    force_head: ForceHead = "none"
 
     def __post_init__(self) -> None:
         for name in ("degree_schedule", "order_schedule", "radial_hidden", "energy_hidden"):
@@ -167,6 +172,7 @@ class DPA4Config:
                 f"A model of the property '{self.property_head.name}' has no ZBL energy. Leave out "
                 "zbl_inner and zbl_outer."
             )
+        self._check_force_head()
 
     @property
     def degrees(self) -> tuple[int, ...]:
@@ -214,6 +220,8 @@ class DPA4Config:
         values = asdict(self)
         if not self.property_head.name:
             del values["property_head"]
+        if self.force_head == "none":
+            del values["force_head"]
         return values
 
     @classmethod
@@ -296,6 +304,24 @@ class DPA4Config:
                 raise ConfigError(
                     f"{place}_grid_operation = 'branch' needs {place}_grid_branches >= 1."
                 )
+
+    def _check_force_head(self) -> None:
+        if self.force_head == "none":
+            return
+        if self.property_head.name:
+            raise ConfigError(
+                f"A model of the property '{self.property_head.name}' has no forces. Leave out "
+                "force_head."
+            )
+        if self.zbl_inner is not None:
+            raise ConfigError(
+                "Direct forces have no ZBL term. Leave out zbl_inner and zbl_outer, or force_head."
+            )
+        if not self.degrees or self.degrees[-1] + self.extra_degree < 1:
+            raise ConfigError(
+                f"force_head = '{self.force_head}' reads vectors from features of degree 1, and "
+                "the last block has degree 0 only. Give max_degree >= 1."
+            )
 
     def _check_zbl(self) -> None:
         if (self.zbl_inner is None) != (self.zbl_outer is None):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dpa4sim.batch import Batch
 from dpa4sim.complaint import complaint
+from dpa4sim.direct import DirectModel
 from dpa4sim.errors import ConfigError, DataError
 from dpa4sim.pool.checkpoint import whole
 from dpa4sim.pool.progress import Progress
@@ -69,7 +70,7 @@ class Item:
     system: Batch | DataError
 
 
-def embed(model: Potential | PropertyModel, structures: Any) -> Embedding:
+def embed(model: Potential | PropertyModel | DirectModel, structures: Any) -> Embedding:
     """Descriptors and features of structures, in one batch.
 
     Args:
@@ -88,7 +89,7 @@ def embed(model: Potential | PropertyModel, structures: Any) -> Embedding:
 
 
 @torch.no_grad()
-def embed_batch(model: Potential | PropertyModel, batch: Batch) -> Embedding:
+def embed_batch(model: Potential | PropertyModel | DirectModel, batch: Batch) -> Embedding:
     """The same of a trusted batch on the model's device: one forward pass, no forces."""
     species, edges, charge, spin, searched = network_inputs(model, batch)
     descriptor, feature = model.model.features(species, edges, charge, spin)
@@ -102,7 +103,7 @@ def embed_batch(model: Potential | PropertyModel, batch: Batch) -> Embedding:
 
 
 def write_embeddings(
-    model: Potential | PropertyModel,
+    model: Potential | PropertyModel | DirectModel,
     paths: Iterable[str | Path] | str | Path,
     out: str | Path,
     *,
@@ -164,7 +165,9 @@ def read_items(paths: Iterable[str | Path] | str | Path) -> Iterator[Item]:
                 yield Item(entry.source, number, entry.where, entry.system)
 
 
-def checked(items: Iterable[Item], model: Potential | PropertyModel) -> Iterator[Item]:
+def checked(
+    items: Iterable[Item], model: Potential | PropertyModel | DirectModel
+) -> Iterator[Item]:
     """The same, or an error at the first that cannot be used.
 
     Raises:
@@ -203,7 +206,7 @@ class EmbeddingFile:
         model: whose embeddings they are.
     """
 
-    def __init__(self, file: Any, model: Potential | PropertyModel) -> None:
+    def __init__(self, file: Any, model: Potential | PropertyModel | DirectModel) -> None:
         self.file, self.model = file, model
         self._names: dict[tuple[str, int], str] = {}
         file.attrs["type_map"] = np.array(model.config.species, dtype=h5py.string_dtype())

@@ -22,11 +22,12 @@ from torch import Tensor
 from dpa4sim.batch import Batch, max_over_atoms
 from dpa4sim.composite import Composite, sum_in_order
 from dpa4sim.config import DPA4Config
+from dpa4sim.direct import DirectModel
 from dpa4sim.edges import neighbors
 from dpa4sim.errors import ConfigError, ModelError
 from dpa4sim.kernels.triton_plan import Accuracy
 from dpa4sim.model import DPA4
-from dpa4sim.model_file import ENSEMBLE_FORMAT, fill, network_dtype
+from dpa4sim.model_file import ENSEMBLE_FORMAT, fill, network_dtype, read_network
 from dpa4sim.potential import EnergyModel, Potential, Prediction
 from dpa4sim.potential import load as load_network
 
@@ -136,6 +137,8 @@ def load(
 ) -> Any:
     """Open a model: a Potential, or an Ensemble of several files or of a file of several members.
 
+    A model of direct forces opens as a DirectModel.
+
     Args:
         model: a released name ("seed"), a .safetensors file, or a DeePMD-kit .pt checkpoint; or
             several of them, the members of an ensemble.
@@ -145,6 +148,7 @@ def load(
         compile, kernels, accuracy: as of `Potential`.
 
     Raises:
+        ConfigError: a setting that the model cannot use.
         ModelError: no such model, a damaged or foreign file, an unsupported option, a model of a
             property, or members that do not go together.
     """
@@ -154,7 +158,15 @@ def load(
         return Ensemble([load_network(each, branch=branch, **asked) for each in model])
     if is_ensemble(Path(model)):
         return read_ensemble(Path(model), **asked)
-    return load_network(model, branch=branch, **asked)
+    network, card = read_network(model, branch, dtype)
+    if network.config.force_head == "none":
+        return Potential(network, card=card, **asked)
+    if compile or kernels != "torch" or accuracy != "exact":
+        raise ConfigError(
+            f"{model} predicts forces directly, and compile=, kernels= and accuracy= are for "
+            "potentials. Leave them out."
+        )
+    return DirectModel(network, card=card, device=device, dtype=dtype)
 
 
 def limit_spread(model: EnergyModel, max_force_spread: float | None) -> Any:

@@ -23,6 +23,10 @@ class ResumeError(Dpa4simError):
     """A run directory that cannot be continued; the message names what differs."""
 
 
+class NonConservativeWarning(UserWarning):
+    """Forces are used that are not the gradient of the energy beside them."""
+
+
 class Status(IntEnum):
     """How one system of a batch ended.  A sick system is marked, never raised."""
 

@@ -46,6 +46,7 @@ class Prediction:
         uncertain: whether an atom's force spread is beyond the limit of the ensemble.
         magnetic_forces: -dE/dm in eV per Bohr magneton, of models with spins; zero for elements
             that the model takes as not magnetic.
+        has_stress: False for models of energy and direct forces, whose stress is NaN everywhere.
     """
 
     energy: Float[Tensor, " system"]
@@ -58,6 +59,7 @@ class Prediction:
     energy_spread: Float[Tensor, " system"] | None = None
     uncertain: Bool[Tensor, " system"] | None = None
     magnetic_forces: Float[Tensor, "atom 3"] | None = None
+    has_stress: bool = True
 
 
 @runtime_checkable
@@ -111,6 +113,12 @@ class Potential:
             raise ModelError(
                 f"This model predicts the property '{name}' and no energy, so there are no forces. "
                 "Ask it by `dpa4sim eval`, or open it by dpa4sim.load_property(PATH)."
+            )
+        if model.config.force_head != "none":
+            raise ModelError(
+                "This model predicts forces directly: they are not the gradient of its energy, and "
+                "it has no stress. This needs a potential. Open it by dpa4sim.load(PATH) to "
+                "evaluate it."
             )
         self.dtype = network_dtype(dtype)
         self.device = torch.device(device)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dpa4sim.batch import Batch
 from dpa4sim.config import DPA4Config
+from dpa4sim.direct import DirectModel
 from dpa4sim.edges import Edges, neighbors
 from dpa4sim.errors import ModelError
 from dpa4sim.model import DPA4
@@ -139,7 +140,7 @@ def reduced(
 
 
 def network_inputs(
-    model: Potential | PropertyModel, batch: Batch
+    model: Potential | PropertyModel | DirectModel, batch: Batch
 ) -> tuple[Int[Tensor, " atom"], Edges, Tensor | None, Tensor | None, Tensor | None]:
     """Species, edges, charge and spin as the network takes them, and which systems have edges.
 
@@ -192,8 +193,8 @@ def load_any(
     branch: str | None = None,
     device: str | torch.device = "cpu",
     dtype: str = "float32",
-) -> Potential | PropertyModel:
-    """Open a model of either kind; arguments of `dpa4sim.load`.
+) -> Potential | PropertyModel | DirectModel:
+    """Open a model of any kind; arguments of `dpa4sim.load`.
 
     Raises:
         ModelError: no such model, a damaged or foreign file, or an unsupported option.
@@ -201,4 +202,6 @@ def load_any(
     network, card = read_network(model, branch, dtype)
     if network.config.property_head.name:
         return PropertyModel(network, card=card, device=device, dtype=dtype)
+    if network.config.force_head != "none":
+        return DirectModel(network, card=card, device=device, dtype=dtype)
     return Potential(network, card=card, device=device, dtype=dtype)

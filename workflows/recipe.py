@@ -24,6 +24,7 @@ from dpa4sim.adapters.files import read_structures
 from dpa4sim.batch import Batch, symbol
 from dpa4sim.cli.options import open_model
 from dpa4sim.complaint import complaint
+from dpa4sim.direct import is_conservative
 from dpa4sim.errors import ConfigError, DataError, Dpa4simError, Status
 from dpa4sim.plots import FAINT, GRID, INK
 from dpa4sim.potential import EnergyModel
@@ -227,7 +228,16 @@ def relaxed(
 def forces_of(
     potential: EnergyModel, cells: Sequence[Atoms], atoms_at_once: int
 ) -> list[Float[np.ndarray, "atom 3"]]:
-    """Forces of unlike cells, eV/Å, as many in one evaluation as have so many atoms."""
+    """Forces of unlike cells, eV/Å, as many in one evaluation as have so many atoms.
+
+    Raises:
+        ConfigError: the model predicts forces directly.
+    """
+    if not is_conservative(potential):
+        raise ConfigError(
+            "Force constants are second derivatives of an energy, and this model predicts forces "
+            "directly. Take a conservative model."
+        )
     found: list[np.ndarray] = []
     while len(found) < len(cells):
         sizes = accumulate(len(cell) for cell in cells[len(found) :])

@@ -16,6 +16,12 @@ import torch
 from torch import Tensor
 
 from dpa4sim.adapters.deepmd_constants import constants
+from dpa4sim.adapters.deepmd_dens import (
+    dens_from_deepmd,
+    dens_names,
+    dens_to_deepmd,
+    has_dens,
+)
 from dpa4sim.adapters.deepmd_options import config_from_deepmd, config_to_deepmd
 from dpa4sim.adapters.deepmd_property import (
     PROPERTY_NETWORK,
@@ -58,6 +64,9 @@ def read_deepmd(path: str | Path, branch: str | None = None) -> tuple[DPA4Config
     fold_lora(tensors)
     version = tensors.get("atomic_model.descriptor.version_tensor")
     config = config_from_deepmd(model, 1.0 if version is None else float(version), source)
+    if has_dens(tensors):
+        config, statistics = dens_from_deepmd(config, tensors, source)
+        return config, _rename(config, tensors, source) | statistics
     return config, _rename(config, tensors, source)
 
 
@@ -65,7 +74,7 @@ def write_deepmd(config: DPA4Config, state: Mapping[str, Tensor], path: str | Pa
     """Write a checkpoint that DeePMD-kit 3.2 loads, tests, freezes and fine-tunes.
 
     Raises:
-        ModelError: the state lacks a tensor of the network.
+        ModelError: the state lacks a tensor of the network, or DeePMD-kit would misread it.
     """
     precision = str(state["species_table"].dtype).removeprefix("torch.")
     tensors: State = {}
@@ -81,6 +90,8 @@ def write_deepmd(config: DPA4Config, state: Mapping[str, Tensor], path: str | Pa
     tensors["atomic_model.dens_force_rmsd"] = torch.tensor(1.0, dtype=torch.float64)
     tensors["atomic_model.fitting_net.bias_atom_e"] = inner
     dtype = state["species_table"].dtype
+    if config.force_head != "none":
+        tensors |= {f"atomic_model.{name}": value for name, value in dens_to_deepmd(config, state)}
     for name, value in constants(config, dtype):
         tensors[f"atomic_model.descriptor.{name}"] = value
     if config.zbl_inner is not None:
@@ -106,6 +117,9 @@ def tensor_names(config: DPA4Config) -> Iterator[tuple[str, str]]:
             yield f"readout.units.{unit}.{a}", f"descriptor.{theirs}.{b}"
     if config.property_head.name:
         yield from property_names(config)
+        return
+    if config.force_head != "none":
+        yield from dens_names(config)
         return
     network = "fitting_net.filter_layers.networks.0."
     for layer in range(len(config.energy_hidden)):

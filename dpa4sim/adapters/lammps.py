@@ -25,6 +25,7 @@ import torch
 
 from dpa4sim.batch import Batch, symbol
 from dpa4sim.complaint import complaint
+from dpa4sim.direct import is_conservative
 from dpa4sim.errors import ConfigError, DataError
 from dpa4sim.potential import EnergyModel, Prediction
 
@@ -152,9 +153,15 @@ def attach(
         spin: total spin, for a model that asks for it.
 
     Raises:
-        ConfigError: LAMMPS is not ready for it; the message says which command is missing.
+        ConfigError: LAMMPS is not ready for it; the message says which command is missing.  Or the
+            model predicts forces directly.
         DataError: an element that does not exist or that the model does not know.
     """
+    if not is_conservative(potential):
+        raise ConfigError(
+            "LAMMPS needs an energy whose gradient are the forces, and a virial; this model "
+            "predicts forces directly. Take a conservative model, or dpa4sim md."
+        )
     for ready, message in _demands(lmp, elements):
         if not ready():
             raise ConfigError(message)

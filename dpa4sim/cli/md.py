@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa4sim.cli.options import add_model, add_speed, check_output, open_model
+from dpa4sim.cli.options import add_allowance, add_model, add_speed, check_output, open_model
 from dpa4sim.cli.relax import Inputs, formula, read
 from dpa4sim.cli.table import fixed, table
 from dpa4sim.errors import DataError, Status
@@ -80,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("max-force-spread", float, None, "of an ensemble: beyond it ends as uncertain, eV/Å"),
     ):
         parser.add_argument(f"--{name}", metavar="N", type=kind, default=default, help=text)
+    add_allowance(parser)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument(
         "--strict", action="store_true", help="stop at the first structure that goes wrong"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dpa4sim.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dpa4sim.direct import DirectModel
     from dpa4sim.potential import Potential
     from dpa4sim.property import PropertyModel
 
@@ -43,6 +44,15 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
         default="exact",
         choices=("exact", "high", "fast"),
         help="of products of float32 matrices [exact]",
+    )
+
+
+def add_allowance(parser: argparse.ArgumentParser) -> None:
+    """--allow-non-conservative."""
+    parser.add_argument(
+        "--allow-non-conservative",
+        action="store_true",
+        help="take a model of direct forces, which are not the gradient of its energy",
     )
 
 
@@ -94,8 +104,8 @@ def open_any_model(args: argparse.Namespace) -> Any:
     return load_property(args.model, branch=args.branch, device=args.device, dtype=args.dtype)
 
 
-def open_single_model(args: argparse.Namespace) -> Potential | PropertyModel:
-    """One network, of energies or of a property.
+def open_single_model(args: argparse.Namespace) -> Potential | PropertyModel | DirectModel:
+    """One network, of energies, of direct forces or of a property.
 
     Raises:
         ConfigError: the device is not there.

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa4sim.cli.options import add_model, add_speed, check_output, open_model, written_whole
+from dpa4sim.cli.options import (
+    add_allowance,
+    add_model,
+    add_speed,
+    check_output,
+    open_model,
+    written_whole,
+)
 from dpa4sim.cli.table import fixed, table
 from dpa4sim.errors import DataError, Status
 
@@ -100,6 +107,7 @@ def _add_freedom(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="of an ensemble: a structure beyond ends as uncertain, eV/Å",
     )
+    add_allowance(parser)
 
 
 def _flags(text: str) -> list[bool]:
@@ -130,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
         constant_volume=args.constant_volume,
         fix_symmetry=args.fix_symmetry,
         max_force_spread=args.max_force_spread,
+        allow_non_conservative=args.allow_non_conservative,
         directory=args.directory,
         strict=args.strict,
         progress=True,

@@ -22,6 +22,7 @@ from dpa4sim.kernels.triton_plan import Accuracy, EdgeGraph
 from dpa4sim.kernels.workspace import is_large, room
 from dpa4sim.model.basis import RadialBasis, RadialNetwork, envelope
 from dpa4sim.model.block import Block
+from dpa4sim.model.dens import DirectHead, DirectOutput, NoisyForces
 from dpa4sim.model.edge_features import EdgeFeatures
 from dpa4sim.model.embedding import (
     ChargeSpin,
@@ -82,6 +83,9 @@ class DPA4(nn.Module):
         self.readout = Readout(config, last + config.extra_degree)
         predicts = PropertyHead if config.property_head.name else EnergyHead
         self.head = predicts(config)
+        if config.force_head != "none":
+            head = DirectHead(config, node_degree, last + config.extra_degree)
+            self.head = head  # type: ignore[assignment]
         shift = torch.zeros(n_species, dtype=torch.float64)
         self.register_buffer("energy_shift", shift, persistent=not config.property_head.name)
         numbers = torch.tensor(config.atomic_numbers)
@@ -125,6 +129,26 @@ class DPA4(nn.Module):
         descriptor, _ = self._describe(species, edges, charge, spin)
         return self.head(descriptor, species), descriptor
 
+    def direct(
+        self,
+        species: Int[Tensor, " atom"],
+        edges: Edges,
+        charge: Float[Tensor, " atom"] | None = None,
+        spin: Float[Tensor, " atom"] | None = None,
+        given: NoisyForces | None = None,
+    ) -> DirectOutput:
+        """What a direct-force model says; arguments of `forward`.
+
+        Args:
+            given: forces of the structure before its atoms were displaced, in training only.
+
+        Energies are invariant under rotations and forces rotate along (not of a "mirrored" head);
+        a mirror image may differ, as of `forward`.
+        """
+        seed = None if given is None else self.head.embed(given)  # type: ignore[operator]
+        x, _ = self._latent(species, edges, charge, spin, seed)
+        return self.head(self.readout(x), x, species, self.energy_shift)
+
     def features(
         self,
         species: Int[Tensor, " atom"],
@@ -140,6 +164,18 @@ class DPA4(nn.Module):
         self, species: Tensor, edges: Edges, charge: Tensor | None, spin: Tensor | None
     ) -> tuple[Float[Tensor, "atom channel"], Float[Tensor, "edge 3"]]:
         """Descriptors, and the vectors of the edges as they were used."""
+        x, vector = self._latent(species, edges, charge, spin)
+        return self.readout(x), vector
+
+    def _latent(
+        self,
+        species: Tensor,
+        edges: Edges,
+        charge: Tensor | None,
+        spin: Tensor | None,
+        seed: Float[Tensor, "atom lm channel"] | None = None,
+    ) -> tuple[Float[Tensor, "atom lm channel"], Float[Tensor, "edge 3"]]:
+        """Features after the last block, and the vectors; `seed` is added to the first features."""
         vector = edges.vector
         if self.config.excluded_pairs:
             silent = vector.new_tensor([0.0, 0.0, 2 * self.config.cutoff])
@@ -150,9 +186,10 @@ class DPA4(nn.Module):
             species, edges, vector, length, charge, spin
         )
         x = self._embed(species, features, radial_vector, basis)
+        x = x if seed is None else x + seed
         for block in self.blocks:
             x = self._pass(block, x[:, : block.n_rows], features)
-        return self.readout(x), vector
+        return x, vector
 
     def _pass(self, block: nn.Module, x: Tensor, edges: EdgeFeatures) -> Tensor:
         """One block; with `recompute` its activations are made again in the backward pass."""

@@ -32,6 +32,7 @@ from dpa4sim import __version__
 from dpa4sim.batch import Batch
 from dpa4sim.edges import Edges
 from dpa4sim.errors import ResumeError
+from dpa4sim.model import DPA4
 from dpa4sim.pool.pack import flatten
 from dpa4sim.potential import EnergyModel, Potential, Prediction
 
@@ -178,7 +179,7 @@ class Silent:
         none = batch.n_atoms.new_zeros(0)
         vector = batch.positions.new_zeros(0, 3, dtype=torch.float64)
         searched = torch.ones_like(batch.n_atoms, dtype=torch.bool)
-        spreads: dict[str, Tensor] = {}
+        spreads: dict[str, Any] = {}
         if self.has_spread:
             spreads["force_spread"] = torch.zeros_like(batch.positions[:, 0])
             spreads["energy_spread"] = torch.zeros_like(batch.cell[:, 0, 0])
@@ -197,15 +198,20 @@ def model_fingerprint(model: EnergyModel) -> str:
     """Tells models apart: weights and settings of a Potential, else its own word, else the type."""
     if not isinstance(model, Potential):
         return str(getattr(model, "fingerprint", type(model).__qualname__))
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for name, value in sorted(model.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     way = f"{model.kernels}-{model.accuracy}"
     if model.network is not None:
         way = "compiled" if model.kernels == "torch" else f"{way}-compiled"
     usual = "" if way == "torch-exact" else f"-{way}"  # other settings give other bits
-    return f"{digest.hexdigest()[:16]}-{model.dtype}{usual}"
+    return f"{network_digest(model.model)}-{model.dtype}{usual}"
+
+
+def network_digest(network: DPA4) -> str:
+    """Tells networks apart by their options and weights."""
+    digest = hashlib.sha256(json.dumps(network.config.to_dict(), sort_keys=True).encode())
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def chain(before: str, records: Sequence[Any]) -> str:

@@ -73,7 +73,8 @@ def inspect_prediction(geometry: Geometry, prediction: Prediction) -> Int[Tensor
     batch, forces = geometry.batch, prediction.forces
     finite = torch.isfinite(prediction.energy) & _finite(forces, batch)
     has_stress = geometry.moves_cell | (volume(batch.cell) > 0)
-    finite = finite & (torch.isfinite(_total(prediction.stress)) | ~has_stress)
+    if prediction.has_stress:
+        finite = finite & (torch.isfinite(_total(prediction.stress)) | ~has_stress)
     too_large = max_over_atoms(dot(forces, forces), batch) > FORCE_LIMIT**2
     verdict = torch.where(too_large, Status.EXPLODED, trusted(prediction))
     return torch.where(finite, verdict, Status.NOT_FINITE)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dpa4sim.batch import Batch
+from dpa4sim.direct import check_conservative
 from dpa4sim.ensemble import limit_spread
 from dpa4sim.errors import ConfigError, DataError
 from dpa4sim.pool.capacity import Capacity, edge_capacity
@@ -49,6 +50,7 @@ def relax(
     fixed_atoms: Sequence[Sequence[int]] | None = None,
     fix_symmetry: bool = False,
     max_force_spread: float | None = None,
+    allow_non_conservative: bool = False,
     strict: bool = False,
     progress: bool | None = None,
     max_edges: float | None = None,
@@ -75,6 +77,7 @@ def relax(
         fix_symmetry: keep the space group that the start has within 0.01 Å.
         max_force_spread: of an ensemble, eV/Å; a structure ends as UNCERTAIN, at its last geometry
             below, when the members disagree by more about the force on an atom.
+        allow_non_conservative: take a model of direct forces, for fixed cells.
         strict: raise about a structure that is invalid or falls sick, instead of marking it.
         progress: None shows a bar on a terminal; True also writes lines elsewhere; False neither.
         max_edges: edges in the working set; None measures what the device can hold.
@@ -116,6 +119,7 @@ def relax(
         fixed_atoms=fixed_atoms,
         fix_symmetry=fix_symmetry,
         max_force_spread=max_force_spread,
+        allow_non_conservative=allow_non_conservative,
         strict=strict,
         progress=progress,
         max_edges=max_edges,
@@ -142,6 +146,7 @@ def relax_each(
     fixed_atoms: Iterable[Sequence[int]] | None = None,
     fix_symmetry: bool = False,
     max_force_spread: float | None = None,
+    allow_non_conservative: bool = False,
     strict: bool = False,
     progress: bool | None = None,
     max_edges: float | None = None,
@@ -157,6 +162,9 @@ def relax_each(
     Raises:
         ConfigError, DataError, ResumeError: as `relax`.
     """
+    fixed = cell is False or (isinstance(cell, Sequence) and not any(cell))
+    strained = None if fixed else ("cell=True", "cell=False (--fixed-cell)")
+    check_conservative(potential, "relax", allow_non_conservative, strained)
     limited = limit_spread(potential, max_force_spread)
     kind = torch.device(potential.device).type
     every = CHECK_EVERY.get(kind, 1) if check_every is None else check_every

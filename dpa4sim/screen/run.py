@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from dpa4sim.direct import is_conservative
 from dpa4sim.ensemble import limit_spread
 from dpa4sim.errors import ConfigError, DataError
 from dpa4sim.pool.checkpoint import model_fingerprint
@@ -122,6 +123,11 @@ def init(
     """
     from dpa4sim.adapters.files import named_files
 
+    if not is_conservative(potential):
+        raise ConfigError(
+            "screen compares energies at their minima, and this model predicts forces directly: "
+            "where they vanish need not be a minimum. Take a conservative model."
+        )
     asked = settings.candidates
     if given is None and not asked.files and not asked.chemical_systems:
         raise ConfigError("There are no candidates. Give files, or a chemical system.")

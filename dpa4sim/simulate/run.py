@@ -14,6 +14,7 @@ import torch
 
 from dpa4sim.batch import Batch, symbol
 from dpa4sim.complaint import complaints
+from dpa4sim.direct import check_conservative
 from dpa4sim.edges import estimated_edges
 from dpa4sim.ensemble import limit_spread
 from dpa4sim.errors import SICK, DataError
@@ -65,6 +66,7 @@ def md(
     resume: bool = False,
     checkpoint_every_s: float = 60.0,
     max_force_spread: float | None = None,
+    allow_non_conservative: bool = False,
     strict: bool = False,
     progress: bool | None = None,
     max_edges: float | None = None,
@@ -86,6 +88,7 @@ def md(
         checkpoint_every_s: seconds between two checkpoints, in a folder beside `output`.
         max_force_spread: of an ensemble, eV/Å; a trajectory ends as UNCERTAIN, at its last frame
             below, when the members disagree by more about the force on an atom.
+        allow_non_conservative: take a model of direct forces, which conserve no energy; not in npt.
         strict: raise about a structure that is invalid or falls sick, instead of marking it.
         progress: None shows a bar on a terminal; True also writes lines elsewhere; False neither.
         max_edges: edges in the working set; None measures what the device can hold.
@@ -116,6 +119,8 @@ def md(
         seed=seed,
         replicas=replicas,
     )
+    strained = ('ensemble="npt"', 'ensemble="nvt"') if ensemble == "npt" else None
+    check_conservative(potential, "md", allow_non_conservative, strained)
     from dpa4sim.adapters.files import structures_to_batches
 
     sampling = Sampling(sample_every, rdf_max, rdf_bins)

@@ -319,7 +319,8 @@ def inspect_prediction(
     """
     force = max_over_atoms(dot(prediction.forces, prediction.forces), batch)
     finite = torch.isfinite(prediction.energy) & torch.isfinite(force)
-    finite = finite & (torch.isfinite(_total(prediction.stress)) | ~has_volume)
+    if prediction.has_stress:
+        finite = finite & (torch.isfinite(_total(prediction.stress)) | ~has_volume)
     searched = None if prediction.edges is None else prediction.edges.searched
     finite = finite if searched is None else finite & searched
     verdict = torch.where(force > FORCE_LIMIT**2, Status.EXPLODED, trusted(prediction))

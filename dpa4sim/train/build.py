@@ -17,6 +17,7 @@ from dpa4sim.data.store import Store, is_store
 from dpa4sim.errors import ConfigError, DataError
 from dpa4sim.model import DPA4
 from dpa4sim.model_file import read_network
+from dpa4sim.train.dens import check_direct, fill_direct_statistics, with_force_head
 from dpa4sim.train.property import fill_statistics, with_property_head
 from dpa4sim.train.schedule import WarmupConstant, WarmupCosine, WarmupStableDecay
 from dpa4sim.train.settings import Data, Schedule, Settings
@@ -148,7 +149,9 @@ def build(settings: Settings, train: Split, valid: Split) -> DPA4:
     """
     present = species_of(train, valid)
     if settings.finetune.model:
-        return _from_model(settings, train, present)
+        model = _from_model(settings, train, present)
+        check_direct(settings, model)
+        return model
     config = model_config(settings.model, present)
     strangers = [name for name in present if name not in config.species]
     if strangers:
@@ -166,6 +169,9 @@ def build(settings: Settings, train: Split, valid: Split) -> DPA4:
         train.store, train.frames, config.species, given=settings.data.energy_shifts
     )
     model.energy_shift.copy_(torch.as_tensor(shifts))
+    check_direct(settings, model)
+    if config.force_head != "none":
+        fill_direct_statistics(model, train.store, train.frames)
     return model
 
 
@@ -230,8 +236,14 @@ def _from_model(settings: Settings, train: Split, present: Sequence[str]) -> DPA
         model = extend_species(model, new)
     if head.name:
         fill_statistics(model, train.store, train.frames)
-    if chosen.refit_shifts and not model.config.property_head.name:
+    direct = settings.model.get("force_head", "none")
+    kept = model.config.property_head.name or model.config.force_head != "none"
+    if chosen.refit_shifts and not kept:
         model = refit_shifts(model, train.store, train.frames)
+    if direct != "none":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.run.seed)
+            model = with_force_head(model, direct, train.store, train.frames)
     freeze(model, chosen.freeze)
     if chosen.lora_rank:
         with torch.random.fork_rng(devices=[]):

@@ -65,7 +65,7 @@ def extend_species(
     for name in ("species_table", "environment.species_table"):
         if name in state:  # the last row is the reference's padding
             state[name] = torch.cat([state[name][rows], state[name][-1:]])
-    for name in ("energy_shift", "head.bias", "head.spread"):
+    for name in ("energy_shift", "head.bias", "head.spread", "head.energy_spread"):
         if name in state and state[name].ndim and len(state[name]) == len(old):
             state[name] = state[name][rows]
     extended.load_state_dict(state)

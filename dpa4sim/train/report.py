@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dpa4sim.data.batch import LabelledBatch
+from dpa4sim.direct import DirectModel
 from dpa4sim.plots import draw_curves, draw_parity
 from dpa4sim.pool.checkpoint import whole
 from dpa4sim.potential import Potential
@@ -29,6 +30,7 @@ SHOWN = {
     "virial_mae": ("meV/atom", 1e3),
     "stress_mae": ("GPa", GPA_PER_EV_A3),
     "stress_rmse": ("GPa", GPA_PER_EV_A3),
+    "noise_rmse": ("of its spread", 1.0),
     "property_mae": ("in the labels' unit", 1.0),
     "property_rmse": ("in the labels' unit", 1.0),
     "property_scaled_mae": ("of their spread", 1.0),
@@ -59,6 +61,7 @@ SHORT = (
     ("E", "energy_mae"),
     ("F", "force_mae"),
     ("S", "stress_mae"),
+    ("noise", "noise_rmse"),
     ("MAE", "property_mae"),
     ("=", "property_scaled_mae"),
 )
@@ -142,7 +145,7 @@ def write_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def write_parity(
-    model: Potential | PropertyModel, batches: Iterable[LabelledBatch], path: Path
+    model: Potential | PropertyModel | DirectModel, batches: Iterable[LabelledBatch], path: Path
 ) -> None:
     """parity.png: prediction over label for the validation frames."""
     if isinstance(model, PropertyModel):
@@ -170,7 +173,7 @@ def _of_property(
 
 
 def _of_energies(
-    potential: Potential, batches: Iterable[LabelledBatch]
+    potential: Potential | DirectModel, batches: Iterable[LabelledBatch]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
@@ -183,11 +186,13 @@ def _of_energies(
 
     for labelled in batches:
         labelled = labelled.to(potential.device)
-        prediction = potential(labelled.batch)
+        ask = potential.predict if isinstance(potential, DirectModel) else potential
+        prediction = ask(labelled.batch)
         size = labelled.batch.n_atoms
         add("energy", labelled.energy / size, prediction.energy / size)
         add("forces", labelled.forces, prediction.forces)
-        add("stress", labelled.stress, prediction.stress)
+        if prediction.has_stress:
+            add("stress", labelled.stress, prediction.stress)
     return {
         name: (np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found]))
         for name, found in pairs.items()

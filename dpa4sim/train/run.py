@@ -18,6 +18,7 @@ import torch
 
 from dpa4sim import __version__
 from dpa4sim.data.sampler import EdgeBudget
+from dpa4sim.direct import DirectModel
 from dpa4sim.errors import ConfigError, DataError
 from dpa4sim.kernels.precision import matmul_precision
 from dpa4sim.model import DPA4
@@ -26,6 +27,7 @@ from dpa4sim.property import PropertyModel, load_any
 from dpa4sim.train.average import WeightAverage
 from dpa4sim.train.build import Split, build, open_split, schedule_of
 from dpa4sim.train.compiled import prepare
+from dpa4sim.train.dens import EXPERIMENTAL, DirectTrainer
 from dpa4sim.train.directory import RunDirectory, Table, read_state
 from dpa4sim.train.feed import Feed
 from dpa4sim.train.loop import LOOK_EVERY, Trainer
@@ -54,7 +56,7 @@ class TrainResult:
     """
 
     directory: Path
-    potential: Potential | PropertyModel
+    potential: Potential | PropertyModel | DirectModel
     errors: dict[str, float]
     steps: int
     skipped: int
@@ -134,6 +136,8 @@ class TrainingRun:
     def go(self, ending: Ending) -> TrainResult:
         """Every step that is left, validations, checkpoints; then the report."""
         self._say(self._introduction())
+        if self.trainer.model.config.force_head != "none":
+            self._say(EXPERIMENTAL)
         every, total = self.settings.run.validate_every, self.settings.run.steps
         saved = time.monotonic()
         for step in self.trainer.steps():
@@ -176,7 +180,9 @@ class TrainingRun:
         )
         rows = torch.full((120,), -1)
         rows[list(model.config.atomic_numbers)] = torch.arange(len(model.config.species))
-        kind = PropertyTrainer if model.config.property_head.name else Trainer
+        kind: type[Trainer] = PropertyTrainer if model.config.property_head.name else Trainer
+        if model.config.force_head != "none":
+            kind = DirectTrainer
         return kind(
             model,
             rows.to(self.device),
@@ -266,7 +272,7 @@ class TrainingRun:
         self._say(f"validation at step {step}:  {in_short(found)}{note}")
         self.live.pause(self.trainer.atoms)
 
-    def _averaged(self) -> Potential | PropertyModel:
+    def _averaged(self) -> Potential | PropertyModel | DirectModel:
         """The averaged weights as a model of its own."""
         model = copy.deepcopy(self.trainer.model)
         self.trainer.average.copy_to(model)
@@ -276,7 +282,9 @@ class TrainingRun:
             from dpa4sim.train.lora import fold
 
             model = fold(model)
-        kind = PropertyModel if model.config.property_head.name else Potential
+        kind: Any = PropertyModel if model.config.property_head.name else Potential
+        if model.config.force_head != "none":
+            kind = DirectModel
         return kind(model, card=card, device=self.device, dtype=self.settings.run.dtype)
 
     def _finish(self) -> TrainResult:

@@ -66,6 +66,23 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Denoise:
+    """Of models of direct forces (experimental): what is displaced while they learn.
+
+    Args:
+        probability: that a batch has displaced atoms.
+        atoms: share of its atoms that are.
+        std: of each component of their displacements, Å.
+        weight: of the residual of displacements in units of `std`, beside loss.force.
+    """
+
+    probability: float = 0.5
+    atoms: float = 0.5
+    std: float = 0.025
+    weight: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """How weights move.  Section 4.3
 
@@ -111,11 +128,12 @@ class Finetune:
 
     Args:
         model: released name, model file or DeePMD-kit checkpoint; empty starts from nothing.
-            With [model.property_head] its network gets that head, new.
+            With [model.property_head] its network gets that head, new; with model.force_head
+            the heads of direct forces.
         branch: of a multi-task checkpoint.
         freeze: groups of weights that stay, such as "embedding" or "blocks.0".
         refit_shifts: fit the species' energies to what the model leaves of the labels; the biases
-            of a property model stay.
+            of a property model stay, and the energies of one of direct forces.
         lora_rank: train low-rank updates of the matrices instead; 0 trains the weights.
         lora_alpha: their scale is alpha / rank.
     """
@@ -176,6 +194,7 @@ class Settings:
     data: Data
     model: dict[str, Any] = field(default_factory=dict)
     loss: Loss = field(default_factory=Loss)
+    denoise: Denoise = field(default_factory=Denoise)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     finetune: Finetune = field(default_factory=Finetune)
@@ -198,7 +217,7 @@ class Settings:
                 f"schedule.warmup_steps = {self.schedule.warmup_steps} is not below run.steps = "
                 f"{self.run.steps}."
             )
-        if self.finetune.model and set(self.model) - {"property_head"}:
+        if self.finetune.model and set(self.model) - {"property_head", "force_head"}:
             raise ConfigError(
                 "[model] and finetune.model are both given. The model that training starts from "
                 "brings its own options: remove [model]."
@@ -228,6 +247,10 @@ RANGES = (
     ("loss.virial", 0, BIG),
     ("loss.huber_delta", 1e-12, BIG),
     ("loss.property_beta", 1e-12, BIG),
+    ("denoise.probability", 0, 1),
+    ("denoise.atoms", 0, 1),
+    ("denoise.std", 1e-12, BIG),
+    ("denoise.weight", 0, BIG),
     ("optimizer.lr", 0, BIG),
     ("optimizer.weight_decay", 0, BIG),
     ("optimizer.clip", 1e-12, BIG),

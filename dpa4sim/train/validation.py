@@ -9,9 +9,11 @@ from itertools import islice
 import numpy as np
 
 from dpa4sim.data.batch import LabelledBatch
+from dpa4sim.direct import DirectModel
 from dpa4sim.potential import Potential
 from dpa4sim.property import PropertyModel
 from dpa4sim.train.build import Split
+from dpa4sim.train.dens import DirectErrors, direct_residuals
 from dpa4sim.train.loss import Errors, Weights, compared
 from dpa4sim.train.property import PropertyErrors, property_residuals
 from dpa4sim.train.ranks import Ranks
@@ -35,15 +37,20 @@ def batches_of(part: Split, atoms: int | None = None) -> Iterator[LabelledBatch]
 
 
 def validation_errors(
-    model: Potential | PropertyModel, part: Split, ranks: Ranks
+    model: Potential | PropertyModel | DirectModel, part: Split, ranks: Ranks
 ) -> dict[str, float]:
     """Mean errors over the frames of all processes."""
     of_property = isinstance(model, PropertyModel)
     errors = PropertyErrors(model.device) if of_property else Errors(model.device)
+    if isinstance(model, DirectModel):
+        errors = DirectErrors(model.device)
     for labelled in islice(batches_of(part), ranks.rank, None, ranks.world):
         labelled = labelled.to(model.device)
         if isinstance(model, PropertyModel):
             errors.add(property_residuals(model.model, labelled, model(labelled.batch)))
+            continue
+        if isinstance(model, DirectModel):
+            errors.add(direct_residuals(labelled, model.predict(labelled.batch)))
             continue
         prediction = model(labelled.batch)
         virial = prediction.stress * labelled.batch.volume[:, None, None]
@@ -66,7 +73,7 @@ def merit(errors: Mapping[str, float], settings: Settings) -> float:
     terms = (
         (weights.energy, errors["energy_mae"]),
         (weights.force, errors["force_length"]),
-        (weights.virial, errors["virial_mae"]),
+        (weights.virial, errors.get("virial_mae", math.nan)),
     )
     score = sum(weight * value for weight, value in terms if weight)
     return score if math.isfinite(score) else math.inf

@@ -60,6 +60,24 @@ def test_two_processes_equal_one(tmp_path):
     assert len(lines) == 2 + 2  # names, units, a row at steps 5 and 6, each once
 
 
+@pytest.mark.slow
+def test_two_processes_draw_the_noise_of_one(tmp_path):
+    """Batch k of a step has the same displaced atoms whoever computes it."""
+    data = training.store(tmp_path / "train.h5")
+    asked = training.settings(
+        data,
+        6,
+        data={"batches_per_step": 2, "max_edges": 400},
+        model={"force_head": "direct"},
+        loss={"virial": 0},
+    )
+    in_processes(asked, tmp_path / "two")
+    train(asked, directory=tmp_path / "one", progress=False)
+    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=0, atol=SUM_TOLERANCE)
+
+
 def test_one_process_joins_nobody(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert Ranks.join("cpu", 3) == Ranks()

@@ -29,6 +29,7 @@ def test_there_are_no_others():
         "small",
         "finetune",
         "universal",
+        "direct_water",
     }
 
 
@@ -53,7 +54,7 @@ def test_a_recipe_of_the_paper(name):
     assert n / 1e6 == pytest.approx(millions, abs=0.006)
 
 
-@pytest.mark.parametrize("name", ["small", "finetune", "universal"])
+@pytest.mark.parametrize("name", ["small", "finetune", "universal", "direct_water"])
 def test_the_others_are_settings(name):
     assert read_settings(FOLDER / f"{name}.toml").run.steps > 0
 
