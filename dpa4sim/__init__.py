@@ -5,6 +5,7 @@ labelled structures -> data -> train -> Potential
 
 adapters/    the only place that speaks another project's vocabulary
 batch.py     Batch: many structures packed in flat tensors
+branches.py  models that share their trunk: several theories in one file
 cli/         one file per verb
 composite.py models made of models: sums
 config.py    DPA4Config: the options of the network
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Batch": "batch",
+    "Branches": "branches",
     "ConfigError": "errors",
     "DPA4Config": "config",
     "DataError": "errors",
@@ -55,6 +57,7 @@ _HOME = {
     "Status": "errors",
     "d3": "dispersion",
     "load": "ensemble",
+    "load_branches": "branches",
     "load_property": "property",
     "md": "simulate",
     "read_trajectory": "simulate",
@@ -66,6 +69,7 @@ _HOME = {
 
 __all__ = [
     "Batch",
+    "Branches",
     "ConfigError",
     "DPA4Config",
     "DataError",
@@ -84,6 +88,7 @@ __all__ = [
     "Status",
     "d3",
     "load",
+    "load_branches",
     "load_property",
     "md",
     "read_trajectory",
@@ -95,6 +100,7 @@ __all__ = [
 
 if TYPE_CHECKING:  # the same names for editors and type checkers
     from dpa4sim.batch import Batch
+    from dpa4sim.branches import Branches, load_branches
     from dpa4sim.config import DPA4Config
     from dpa4sim.direct import DirectModel
     from dpa4sim.dispersion import d3

@@ -396,6 +396,10 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
             raise ConfigError(f"{key} = {value!r} should be a table.")
         inner = get_args(hint)[1]
         return {name: _coerce(inner, item, f"{key}.{name}") for name, item in value.items()}
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key} = {value!r} should be a table, [{key}].")
+        return from_mapping(hint, value, f"[{key}]", f"{key}.")  # type: ignore[arg-type]
     if hint is Any:
         return value
     options = get_args(hint) or (hint,)

@@ -142,7 +142,7 @@ def load(
     Args:
         model: a released name ("seed"), a .safetensors file, or a DeePMD-kit .pt checkpoint; or
             several of them, the members of an ensemble.
-        branch: branch of a multi-task DeePMD-kit checkpoint.
+        branch: one of the branches of a file that has several.
         device: where to compute, such as "cpu" or "cuda".
         dtype: "float32" or "float64".
         compile, kernels, accuracy: as of `Potential`.

@@ -23,6 +23,9 @@ FORMAT = "dpa4sim-1"
 ENSEMBLE_FORMAT = "dpa4sim-ensemble-1"
 """Written into files of several members, see `dpa4sim.ensemble`."""
 
+BRANCHES_FORMAT = "dpa4sim-branches-1"
+"""Written into files of several branches, see `dpa4sim.branches`."""
+
 
 def read_network(
     model: str | Path, branch: str | None = None, dtype: str = "float32"
@@ -39,7 +42,7 @@ def read_network(
             f"There is no model '{model}': no such file, and the released names are {names}."
         )
     if path.suffix == ".safetensors":
-        config, state, card = read_safetensors(path)
+        config, state, card = read_safetensors(path, branch)
     else:
         from dpa4sim.adapters.deepmd import read_deepmd
 
@@ -67,11 +70,14 @@ def write_safetensors(
     partial.replace(path)
 
 
-def read_safetensors(path: Path) -> tuple[DPA4Config, dict[str, Tensor], dict[str, Any]]:
+def read_safetensors(
+    path: Path, branch: str | None = None
+) -> tuple[DPA4Config, dict[str, Tensor], dict[str, Any]]:
     """Config, state and card of a model file.
 
     Raises:
-        ModelError: damaged, of another program, or of another format version.
+        ModelError: damaged, of another program, of another format version, or a branch that it
+            does not have.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -91,6 +97,12 @@ def read_safetensors(path: Path) -> tuple[DPA4Config, dict[str, Tensor], dict[st
                 f"{path} holds {len(header['members'])} members, and this needs one network. Save "
                 f"one: dpa4sim.load({str(path)!r}).members[0].save('member.safetensors')."
             )
+        if found == BRANCHES_FORMAT:
+            from dpa4sim.branches import select_branch
+
+            return select_branch(header, state, branch, path)
+        if branch is not None:
+            raise ModelError(f"{path} holds one network only; leave out branch='{branch}'.")
         if found != FORMAT:
             raise ModelError(f"{path} has the format {found!r}; this version reads '{FORMAT}'.")
         config, card = DPA4Config.from_dict(header["config"]), header.get("card", {})

@@ -127,6 +127,10 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
             values = [row[f"{kind}_{name}"] for row in rows]
             text = {"train": "training, on the way", "valid": "validation, averaged weights"}[kind]
             axes.plot(steps, values, color=colour, linewidth=1.6, marker=".", label=text)
+        for number, key in enumerate(k for k in rows[0] if k.endswith(f":{name}")):
+            colour, text = PALETTE[1 + number % (len(PALETTE) - 1)], key.removeprefix("valid_")
+            values = [row[key] for row in rows]
+            axes.plot(steps, values, color=colour, linewidth=1.0, label=text.partition(":")[0])
         axes.set(yscale="log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:.3g}")

@@ -182,7 +182,8 @@ def predicts_property(model: str | Path, branch: str | None = None) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("dpa4sim", "{}"))
-        return bool(header["config"]["property_head"]["name"])
+        described = header["branches"][branch] if "branches" in header else header
+        return bool(described["config"]["property_head"]["name"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return False
 

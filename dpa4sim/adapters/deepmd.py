@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpa4sim.adapters.deepmd_branches import fold_case
 from dpa4sim.adapters.deepmd_constants import constants
 from dpa4sim.adapters.deepmd_dens import (
     dens_from_deepmd,
@@ -62,6 +63,7 @@ def read_deepmd(path: str | Path, branch: str | None = None) -> tuple[DPA4Config
     if not tensors:
         raise ModelError(f"{source} has no weights under '{prefix}'.")
     fold_lora(tensors)
+    model = fold_case(model, tensors, source)
     version = tensors.get("atomic_model.descriptor.version_tensor")
     config = config_from_deepmd(model, 1.0 if version is None else float(version), source)
     if has_dens(tensors):
@@ -70,12 +72,50 @@ def read_deepmd(path: str | Path, branch: str | None = None) -> tuple[DPA4Config
     return config, _rename(config, tensors, source)
 
 
+def branches_of(path: Path) -> tuple[str, ...]:
+    """Names of the branches of a multi-task checkpoint; none for a single task.
+
+    Raises:
+        ModelError: not such a checkpoint.
+    """
+    branches = _read(path)[1].get("model_dict")
+    return tuple(branches) if isinstance(branches, Mapping) else ()
+
+
 def write_deepmd(config: DPA4Config, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Write a checkpoint that DeePMD-kit 3.2 loads, tests, freezes and fine-tunes.
 
     Raises:
         ModelError: the state lacks a tensor of the network, or DeePMD-kit would misread it.
     """
+    params, tensors = _to_deepmd(config, state)
+    model: dict[str, Any] = {f"model.Default.{name}": value for name, value in tensors.items()}
+    model["_extra_state"] = {"model_params": params, "train_infos": {"lr": 0.0, "step": 0}}
+    torch.save({"model": model}, path)
+
+
+def write_deepmd_branches(
+    branches: Mapping[str, tuple[DPA4Config, Mapping[str, Tensor]]], path: str | Path
+) -> None:
+    """Write a multi-task checkpoint in which each branch has a fitting net of its own.
+
+    Raises:
+        ModelError: a state lacks a tensor of its network.
+    """
+    model: dict[str, Any] = {}
+    params: dict[str, Any] = {}
+    for branch, (config, state) in branches.items():
+        params[branch], tensors = _to_deepmd(config, state)
+        model |= {f"model.{branch}.{name}": value for name, value in tensors.items()}
+    train_infos = {"lr": 0.0, "step": 0}
+    model["_extra_state"] = {"model_params": {"model_dict": params}, "train_infos": train_infos}
+    torch.save({"model": model}, path)
+
+
+def _to_deepmd(
+    config: DPA4Config, state: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Options and tensors of one model."""
     precision = str(state["species_table"].dtype).removeprefix("torch.")
     tensors: State = {}
     for ours, theirs in tensor_names(config):
@@ -97,10 +137,7 @@ def write_deepmd(config: DPA4Config, state: Mapping[str, Tensor], path: str | Pa
     if config.zbl_inner is not None:
         numbers = torch.tensor(config.atomic_numbers, dtype=torch.float64)
         tensors["inter_potential.atomic_numbers"] = numbers
-    params = config_to_deepmd(config, precision)
-    model: dict[str, Any] = {f"model.Default.{name}": value for name, value in tensors.items()}
-    model["_extra_state"] = {"model_params": params, "train_infos": {"lr": 0.0, "step": 0}}
-    torch.save({"model": model}, path)
+    return config_to_deepmd(config, precision), tensors
 
 
 def tensor_names(config: DPA4Config) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from dpa4sim.cli.options import check_output, written_whole
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """IN, OUT and --branch."""
     parser.add_argument("source", metavar="IN", type=Path, help="a .pt or a .safetensors file")
     parser.add_argument("out", metavar="OUT", type=Path, help="a file of the other kind")
-    parser.add_argument("--branch", help="branch of a multi-task DeePMD-kit checkpoint")
+    parser.add_argument("--branch", help="one branch of several [all of them]")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,28 +30,34 @@ def run(args: argparse.Namespace) -> int:
     if source.suffix == ".pt":
         n_tensors = _from_deepmd(source, out, args.branch)
     else:
-        if args.branch is not None:
-            raise ConfigError(f"{source} has no branches; leave out --branch.")
-        n_tensors = _to_deepmd(source, out)
+        n_tensors = _to_deepmd(source, out, args.branch)
     print(f"{source} -> {out}  ({n_tensors} tensors)")
     return 0
 
 
 def _from_deepmd(source: Path, out: Path, branch: str | None) -> int:
     from dpa4sim.adapters.deepmd import read_deepmd
+    from dpa4sim.branches import branch_names, load_branches
     from dpa4sim.property import load_any
 
-    _, state = read_deepmd(source, branch)
-    dtype = str(state["species_table"].dtype).removeprefix("torch.")
-    load_any(source, branch=branch, dtype=dtype).save(out)
-    return len(state)
+    names = branch_names(source) if branch is None else ()
+    states = [read_deepmd(source, name)[1] for name in names or (branch,)]
+    dtype = str(states[0]["species_table"].dtype).removeprefix("torch.")
+    opened = load_branches if names else partial(load_any, branch=branch)
+    opened(source, dtype=dtype).save(out)
+    return sum(map(len, states))
 
 
-def _to_deepmd(source: Path, out: Path) -> int:
-    from dpa4sim.adapters.deepmd import write_deepmd
+def _to_deepmd(source: Path, out: Path, branch: str | None) -> int:
+    from dpa4sim.adapters.deepmd import write_deepmd, write_deepmd_branches
+    from dpa4sim.branches import branch_names
     from dpa4sim.model_file import read_safetensors
 
-    config, state, _ = read_safetensors(source)
-    with written_whole(out) as partial:
-        write_deepmd(config, state, partial)
-    return len(state)
+    names = branch_names(source) if branch is None else ()
+    found = {name: read_safetensors(source, name)[:2] for name in names or (branch,)}
+    with written_whole(out) as unfinished:
+        if names:
+            write_deepmd_branches({str(name): model for name, model in found.items()}, unfinished)
+        else:
+            write_deepmd(*found[branch], unfinished)
+    return sum(len(state) for _, state in found.values())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from textwrap import fill
 from typing import Any
 
 from dpa4sim.cli.options import add_model, open_single_model
-from dpa4sim.cli.table import properties
+from dpa4sim.cli.table import properties, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what the model is and where it comes from."""
+    from dpa4sim.branches import branch_names
+
+    names = branch_names(args.model) if args.branch is None else ()
+    if names:
+        return _list_branches(args.model, names)
     potential = open_single_model(args)
     config = potential.config
     n_weights = sum(weight.numel() for weight in potential.model.parameters())
@@ -37,6 +42,21 @@ def run(args: argparse.Namespace) -> int:
     rows += [(f"option {name}", text) for name, text in _unusual(config)]
     rows += list(_card(potential.card))
     print(properties(rows))
+    return 0
+
+
+def _list_branches(model: str, names: Sequence[str]) -> int:
+    """The branches of a file, of which --branch chooses one."""
+    from dpa4sim.property import load_any
+
+    rows = []
+    for name in names:
+        found = load_any(model, branch=name)
+        n_weights = sum(weight.numel() for weight in found.model.parameters())
+        what = found.config.property_head.name or "energy"
+        rows.append((name, what, f"{n_weights:,}", str(len(found.config.species))))
+    print(table(("branch", "predicts", "parameters", "elements"), rows, left=2))
+    print(f"\n{len(names)} branches; the card of one: dpa4sim info {model} --branch {names[0]}")
     return 0
 
 

@@ -21,7 +21,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="a released name, a .safetensors file or a DeePMD-kit .pt"
     )
-    parser.add_argument("--branch", help="branch of a multi-task DeePMD-kit checkpoint")
+    parser.add_argument("--branch", help="one of the branches of a model that has several")
     parser.add_argument("--device", default="cpu", help="where to compute, such as cuda [cpu]")
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "float64"), help="precision [float32]"

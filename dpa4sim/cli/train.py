@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from dpa4sim.cli.options import check_device
     from dpa4sim.kernels.workspace import keep_pages
     from dpa4sim.train import read_settings, train
-    from dpa4sim.train.report import SHOWN
+    from dpa4sim.train.report import SHOWN, plain
 
     device = read_settings(args.settings, args.overrides).run.device
     check_device(device)
@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
         progress=False if args.quiet else None,
     )
     rows = [
-        (name.replace("_", " "), SHOWN[name][0], f"{value:.4g}")
+        (name.replace("_", " ").replace(":", ": "), SHOWN[plain(name)][0], f"{value:.4g}")
         for name, value in result.errors.items()
-        if name in SHOWN and value == value
+        if plain(name) in SHOWN and value == value
     ]
     print(table(("error on the validation frames", "unit", ""), rows, left=2))
     skipped = f", {result.skipped} skipped" if result.skipped else ""

@@ -149,19 +149,11 @@ def build(settings: Settings, train: Split, valid: Split) -> DPA4:
     """
     present = species_of(train, valid)
     if settings.finetune.model:
-        model = _from_model(settings, train, present)
+        model = from_model(settings, train, present)
         check_direct(settings, model)
         return model
-    config = model_config(settings.model, present)
-    strangers = [name for name in present if name not in config.species]
-    if strangers:
-        raise ConfigError(
-            f"model.species lacks {', '.join(strangers)}, which the data has. Add them, or leave "
-            "model.species out."
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.run.seed)
-        model = DPA4(config, dtype=getattr(torch, settings.run.dtype))
+    model = first_network(settings, present)
+    config = model.config
     if config.property_head.name:
         fill_statistics(model, train.store, train.frames)
         return model
@@ -173,6 +165,27 @@ def build(settings: Settings, train: Split, valid: Split) -> DPA4:
     if config.force_head != "none":
         fill_direct_statistics(model, train.store, train.frames)
     return model
+
+
+def first_network(settings: Settings, present: Sequence[str]) -> DPA4:
+    """The network of the [model] table with its first weights, and no energies.
+
+    Args:
+        present: species of the data.
+
+    Raises:
+        ConfigError: options that can't be used, or a species that the network does not know.
+    """
+    config = model_config(settings.model, present)
+    strangers = [name for name in present if name not in config.species]
+    if strangers:
+        raise ConfigError(
+            f"model.species lacks {', '.join(strangers)}, which the data has. Add them, or leave "
+            "model.species out."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.run.seed)
+        return DPA4(config, dtype=getattr(torch, settings.run.dtype))
 
 
 def species_of(*parts: Split) -> tuple[str, ...]:
@@ -218,7 +231,7 @@ def schedule_of(
     )
 
 
-def _from_model(settings: Settings, train: Split, present: Sequence[str]) -> DPA4:
+def from_model(settings: Settings, train: Split, present: Sequence[str]) -> DPA4:
     """A model that has been trained before, with what the settings change in it."""
     from dpa4sim.train.finetune import extend_species, freeze, refit_shifts
     from dpa4sim.train.lora import add_lora

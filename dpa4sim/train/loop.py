@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -99,15 +98,15 @@ class Trainer:
         """Learning rate of the next step."""
         return float(self.schedule.get_last_lr()[0])
 
-    def too_many_skipped(self) -> list[np.ndarray]:
-        """Frames of the steps that were skipped one after the other, if that were too many.
+    def too_many_skipped(self) -> list[StepPlan]:
+        """The steps that were skipped one after the other, if that were too many.
 
         Looks at the device.
         """
         in_a_row = int(self.guard.in_a_row.item())
         if in_a_row < self.settings.run.max_skipped:
             return []
-        return [plan.frames for plan in list(self.recent)[-in_a_row:]]
+        return list(self.recent)[-in_a_row:]
 
     def fresh_errors(self) -> Errors:
         """Sums of errors that are all zero."""
@@ -150,13 +149,17 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with self.scope():
             for labelled in batches:
-                found = self.predict(labelled)
-                share = self.share(found, total)
-                share.backward()
-                loss += share.detach()
-                self.errors.add(found)
-                self.atoms += len(labelled.batch.positions)
+                loss += self._learn(labelled, total)
             self._move(loss)
+
+    def _learn(self, labelled: LabelledBatch, total: Tensor) -> Float[Tensor, ""]:
+        """Add a batch's share to the gradient; what it adds to the loss."""
+        found = self.predict(labelled)
+        share = self.share(found, total)
+        share.backward()  # type: ignore[no-untyped-call]
+        self.errors.add(found)
+        self.atoms += len(labelled.batch.positions)
+        return share.detach()
 
     def _move(self, loss: Tensor) -> None:
         """Clip, and move the weights unless something is not finite."""

@@ -54,7 +54,12 @@ def columns_of(errors: Errors) -> dict[str, str]:
 
 def shown(errors: dict[str, float], prefix: str = "") -> dict[str, float]:
     """Errors in the units that are shown."""
-    return {prefix + name: SHOWN[name][1] * value for name, value in errors.items()}
+    return {prefix + name: SHOWN[plain(name)][1] * value for name, value in errors.items()}
+
+
+def plain(name: str) -> str:
+    """The error that `BRANCH:error` is about."""
+    return name.rpartition(":")[2]
 
 
 SHORT = (

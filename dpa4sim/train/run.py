@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dpa4sim import __version__
+from dpa4sim.branches import Branches
 from dpa4sim.data.sampler import EdgeBudget
 from dpa4sim.direct import DirectModel
 from dpa4sim.errors import ConfigError, DataError
@@ -29,7 +30,7 @@ from dpa4sim.train.build import Split, build, open_split, schedule_of
 from dpa4sim.train.compiled import prepare
 from dpa4sim.train.dens import EXPERIMENTAL, DirectTrainer
 from dpa4sim.train.directory import RunDirectory, Table, read_state
-from dpa4sim.train.feed import Feed
+from dpa4sim.train.feed import Feed, StepPlan
 from dpa4sim.train.loop import LOOK_EVERY, Trainer
 from dpa4sim.train.muon import HybridMuon, parameter_groups
 from dpa4sim.train.property import PropertyTrainer
@@ -41,6 +42,9 @@ from dpa4sim.train.validation import batches_of, merit, validation_errors
 PARITY_ATOMS = 20_000
 """Validation atoms that parity.png shows at most."""
 
+type Opened = Potential | PropertyModel | DirectModel | Branches
+"""What a run ends with."""
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -49,14 +53,14 @@ class TrainResult:
     Args:
         directory: where everything is.
         potential: averaged weights with the best validation; a PropertyModel where a property was
-            trained on.
+            trained on, Branches where several sets were.
         errors: of `potential` on the validation frames; units of `train.report.SHOWN`.
         steps: that were taken.
         skipped: steps whose loss was not finite.
     """
 
     directory: Path
-    potential: Potential | PropertyModel | DirectModel
+    potential: Opened
     errors: dict[str, float]
     steps: int
     skipped: int
@@ -89,15 +93,21 @@ def train(
         directory = Path(settings).with_suffix("")
     asked, path = read_settings(settings, overrides), Path(directory)
     ranks = Ranks.join(asked.run.device, asked.data.batches_per_step)
-    parts = open_split(asked)
+    parts: Any = open_split(asked) if not asked.branches else None
+    kind: Any = TrainingRun
+    if parts is None:
+        from dpa4sim.train.branch_run import BranchRun
+        from dpa4sim.train.branches import open_branches
+
+        kind, parts = BranchRun, open_branches(asked)
     quiet = progress is False or not ranks.writes
     place = None
     if ranks.writes:
-        hashes = [part.store.content_hash for part in parts]
-        place = RunDirectory(path, asked, dict(zip(("train", "valid"), hashes, strict=True)))
+        place = RunDirectory(path, asked, kind.hashes(*parts))
     try:
         with deterministic(asked.run.deterministic), asked_to_end() as ending:
-            return TrainingRun(asked, *parts, ranks, path, place, quiet).go(ending)
+            run: TrainingRun = kind(asked, *parts, ranks, path, place, quiet)
+            return run.go(ending)
     finally:
         if place is not None:
             place.close()
@@ -125,9 +135,9 @@ class TrainingRun:
         self.settings, self.ranks, self.path, self.place = settings, ranks, path, place
         self.train_set, self.valid_set = train_set, valid_set
         self.device = ranks.device(settings.run.device)
-        self.trainer = self._trainer(build(settings, train_set, valid_set).to(self.device))
+        self.trainer = self._trainer(self._network().to(self.device))
         self.live = LiveLine(settings.run.steps, settings.run.log_every_s, quiet)
-        self.table = Table(path / "train.csv", columns_of(self.trainer.errors))
+        self.table = Table(path / "train.csv", self._columns())
         self.best, self.elapsed = math.inf, 0.0
         self.told = self.trainer.fresh_errors()
         self.begun = time.monotonic()
@@ -168,39 +178,56 @@ class TrainingRun:
             model, lr=asked.optimizer.lr, weight_decay=asked.optimizer.weight_decay, muon=muon
         )
         optimizer = HybridMuon(groups, lr=asked.optimizer.lr, magma=asked.optimizer.magma)
-        store, frames = self.train_set.store, self.train_set.frames
-        edges = store.n_edges(model.config.cutoff)[frames]
-        sampler = EdgeBudget(
-            edges,
-            store.n_atoms[frames],
-            max_edges=asked.data.max_edges or int(edges.sum()) + len(frames),
-            max_atoms=asked.data.max_atoms or None,
-            multiple=asked.data.batches_per_step,
-            seed=run.seed,
-        )
         rows = torch.full((120,), -1)
         rows[list(model.config.atomic_numbers)] = torch.arange(len(model.config.species))
-        kind: type[Trainer] = PropertyTrainer if model.config.property_head.name else Trainer
-        if model.config.force_head != "none":
-            kind = DirectTrainer
-        return kind(
+        return self._kind(model)(
             model,
             rows.to(self.device),
             optimizer,
             schedule_of(optimizer, asked.schedule, asked.optimizer.lr, run.steps),
             WeightAverage(model, asked.optimizer.average),
-            Feed(
-                store,
-                frames,
-                sampler,
-                batches_per_step=asked.data.batches_per_step,
-                ranks=self.ranks,
-                device=self.device,
-            ),
+            self._feed(model),
             asked,
             self.ranks,
             lambda: matmul_precision(run.matmul),
         )
+
+    def _network(self) -> DPA4:
+        return build(self.settings, self.train_set, self.valid_set)
+
+    def _kind(self, model: DPA4) -> type[Trainer]:
+        if model.config.force_head != "none":
+            return DirectTrainer
+        return PropertyTrainer if model.config.property_head.name else Trainer
+
+    def _feed(self, model: DPA4) -> Feed:
+        return self._feed_of(self.train_set, model)
+
+    def _feed_of(self, part: Split, model: DPA4) -> Feed:
+        """Batches of one training set."""
+        data, store, frames = self.settings.data, part.store, part.frames
+        edges = store.n_edges(model.config.cutoff)[frames]
+        sampler = EdgeBudget(
+            edges,
+            store.n_atoms[frames],
+            max_edges=data.max_edges or int(edges.sum()) + len(frames),
+            max_atoms=data.max_atoms or None,
+            multiple=data.batches_per_step,
+            seed=self.settings.run.seed,
+        )
+        per_step = data.batches_per_step
+        return Feed(
+            store, frames, sampler, batches_per_step=per_step, ranks=self.ranks, device=self.device
+        )
+
+    @staticmethod
+    def hashes(train_set: Split, valid_set: Split) -> dict[str, str]:
+        """Contents of the stores, which must be the same when the run goes on."""
+        return {"train": train_set.store.content_hash, "valid": valid_set.store.content_hash}
+
+    def _columns(self) -> dict[str, str]:
+        """Names and units of train.csv."""
+        return columns_of(self.trainer.errors)
 
     def _resume(self) -> None:
         """Where the directory stands; every process reads the same file."""
@@ -229,22 +256,26 @@ class TrainingRun:
 
     def _look(self) -> None:
         """Stop when too many steps in a row were skipped, and say where the frames come from."""
-        frames = self.trainer.too_many_skipped()
-        if not frames:
+        plans = self.trainer.too_many_skipped()
+        if not plans:
             return
-        store = self.train_set.store
-        names = sorted({store.where(int(row)) for group in frames for row in group})
+        names = sorted({name for plan in plans for name in self._where(plan)})
         shown_names = "; ".join(names[:5]) + (f"; {len(names) - 5} more" if names[5:] else "")
         raise DataError(
-            f"The loss or its gradient was not finite in {len(frames)} steps in a row. They had "
+            f"The loss or its gradient was not finite in {len(plans)} steps in a row. They had "
             f"these frames: {shown_names}. Look at them with dpa4sim data check, or lower "
             "optimizer.lr."
         )
 
+    def _where(self, plan: StepPlan) -> Iterator[str]:
+        """Where the frames of a step come from."""
+        for row in plan.frames:
+            yield self.train_set.store.where(int(row))
+
     def _validate(self, step: int) -> None:
         """A row of train.csv, curves.png, and the best weights so far."""
         potential = self._averaged()
-        found = validation_errors(potential, self.valid_set, self.ranks)
+        found = self._errors(potential)
         trained = self.trainer.errors
         self.ranks.sum(trained.sums)
         self.ranks.sum(trained.labels)
@@ -258,7 +289,7 @@ class TrainingRun:
             **shown(found, "valid_"),
         }
         self.trainer.errors, self.told = self.trainer.fresh_errors(), self.trainer.fresh_errors()
-        score = merit(found, self.settings)
+        score = self._merit(found)
         first = math.isinf(self.best)  # something must be kept, however bad
         better, self.best = first or score < self.best, min(score, self.best)
         if self.place is None:
@@ -266,13 +297,26 @@ class TrainingRun:
         self.table.add(row)
         write_curves(self.table.rows, self.path / "curves.png")
         if better:
-            potential.card["validation"] = {"step": step, **shown(found)}
+            self._note(potential, {"step": step, **shown(found)})
             potential.save(self.path / "best.safetensors")
         note = "  the best so far" if better else ""
-        self._say(f"validation at step {step}:  {in_short(found)}{note}")
+        self._say(f"validation at step {step}:  {self._in_words(found)}{note}")
         self.live.pause(self.trainer.atoms)
 
-    def _averaged(self) -> Potential | PropertyModel | DirectModel:
+    def _errors(self, model: Any) -> dict[str, float]:
+        return validation_errors(model, self.valid_set, self.ranks)
+
+    def _merit(self, found: dict[str, float]) -> float:
+        return merit(found, self.settings)
+
+    def _in_words(self, found: dict[str, float]) -> str:
+        return in_short(found)
+
+    def _note(self, model: Any, record: dict[str, float]) -> None:
+        """Errors that the file of the best weights carries."""
+        model.card["validation"] = record
+
+    def _averaged(self) -> Opened:
         """The averaged weights as a model of its own."""
         model = copy.deepcopy(self.trainer.model)
         self.trainer.average.copy_to(model)
@@ -282,21 +326,35 @@ class TrainingRun:
             from dpa4sim.train.lora import fold
 
             model = fold(model)
+        return self._opened(model, card)
+
+    def _opened(self, model: DPA4, card: dict[str, Any]) -> Opened:
         kind: Any = PropertyModel if model.config.property_head.name else Potential
         if model.config.force_head != "none":
             kind = DirectModel
         return kind(model, card=card, device=self.device, dtype=self.settings.run.dtype)
 
+    def _best(self) -> tuple[Any, dict[str, float]]:
+        """The best weights that were kept, and their errors."""
+        path, dtype = self.path / "best.safetensors", self.settings.run.dtype
+        best = load_any(path, device=self.device, dtype=dtype)
+        return best, dict(best.card["validation"])
+
+    def _draw_parity(self, best: Any) -> None:
+        write_parity(best, batches_of(self.valid_set, PARITY_ATOMS), self.path / "parity.png")
+
+    def _sizes(self) -> tuple[int, int]:
+        """Training and validation frames."""
+        return len(self.train_set.frames), len(self.valid_set.frames)
+
     def _finish(self) -> TrainResult:
         self.ranks.wait()
-        dtype = self.settings.run.dtype
-        best = load_any(self.path / "best.safetensors", device=self.device, dtype=dtype)
-        errors = dict(best.card["validation"])
+        best, errors = self._best()
         result = TrainResult(
             self.path, best, errors, self.trainer.done, int(self.trainer.guard.total)
         )
         if self.place is not None:
-            write_parity(best, batches_of(self.valid_set, PARITY_ATOMS), self.path / "parity.png")
+            self._draw_parity(best)
             self.place.write_json("report.json", self._report(result))
             self._say(f"done: {self.path}")
         return result
@@ -308,21 +366,25 @@ class TrainingRun:
             "steps": result.steps,
             "skipped_steps": result.skipped,
             "elapsed_s": elapsed,
-            "parameters": sum(p.numel() for p in result.potential.model.parameters()),
-            "training_frames": len(self.train_set.frames),
-            "validation_frames": len(self.valid_set.frames),
+            "parameters": self._parameters(result.potential),
+            "training_frames": self._sizes()[0],
+            "validation_frames": self._sizes()[1],
             "processes": self.ranks.world,
             "device": device_name(self.device),
             "versions": {"dpa4sim": __version__, "torch": torch.__version__},
             "settings": self.settings.to_dict(),
         }
 
+    def _parameters(self, best: Any) -> int:
+        return sum(p.numel() for p in best.model.parameters())
+
     def _introduction(self) -> str:
+        n_train, n_valid = self._sizes()
         model = self.trainer.model
         weights = sum(p.numel() for p in self.trainer.parameters)
         from_step = f", going on from step {self.trainer.done}" if self.trainer.done else ""
         return (
-            f"{len(self.train_set.frames)} training and {len(self.valid_set.frames)} validation "
+            f"{n_train} training and {n_valid} validation "
             f"frames, {len(model.config.species)} species, {weights} weights in training, "
             f"{device_name(self.device)}{from_step}"
         )

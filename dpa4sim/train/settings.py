@@ -30,9 +30,11 @@ class Data:
         batches_per_step: batches whose gradients are summed for one step, over all devices.
         energy_shifts: eV of each species; what is not given is fitted to the training set.
         min_distance: frames with a pair closer than this (Å) are left out.
+
+    With [branches] each of them brings `train`, `valid` and `energy_shifts`.
     """
 
-    train: str
+    train: str = ""
     valid: str = ""
     valid_fraction: float = 0.05
     max_edges: int = 20_000
@@ -40,6 +42,39 @@ class Data:
     batches_per_step: int = 1
     energy_shifts: dict[str, float] = field(default_factory=dict)
     min_distance: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A set of labels with energies and a head of its own, beside others on one trunk.
+
+    Args:
+        train: store that `dpa4sim data convert` wrote.
+        valid: another one; empty sets `data.valid_fraction` of the training frames aside.
+        weight: how often a batch is drawn from this branch, against the weights of the others.
+        energy_shifts: eV of each species; what is not given is fitted to this training set.
+        energy, force, virial: weights of the loss instead of those of [loss]; empty for those.
+    """
+
+    train: str
+    valid: str = ""
+    weight: float = 1.0
+    energy_shifts: dict[str, float] = field(default_factory=dict)
+    energy: Term = ()
+    force: Term = ()
+    virial: Term = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """What branches have of their own beside their energy shifts; the trunk is always shared.
+
+    Args:
+        head: film: one head whose features each branch scales and shifts; concat: one head that
+            is told the branch; own: a head for each; shared: one head.
+    """
+
+    head: Literal["film", "concat", "own", "shared"] = "film"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,18 +223,30 @@ class Settings:
     Args:
         model: keys of DPA4Config, or `size` ("neo", "air", "plus", "pro") and what differs from
             it; `species` may be left out: then they are those of the training set.
+        branches: several sets of labels by name, instead of `data.train`.
     """
 
     run: Run
-    data: Data
+    data: Data = field(default_factory=Data)
     model: dict[str, Any] = field(default_factory=dict)
     loss: Loss = field(default_factory=Loss)
     denoise: Denoise = field(default_factory=Denoise)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     finetune: Finetune = field(default_factory=Finetune)
+    branches: dict[str, Branch] = field(default_factory=dict)
+    sharing: Sharing = field(default_factory=Sharing)
 
     def __post_init__(self) -> None:
+        if self.branches:
+            from dpa4sim.train.branches import check_branches
+
+            check_branches(self)
+        elif not self.data.train:
+            raise ConfigError(
+                f"{WHERE} does not say 'data.train', the store to learn from. For several sets of "
+                "labels give a table [branches.NAME] for each instead."
+            )
         for key, low, high in RANGES:
             table, name = key.split(".")
             value = getattr(getattr(self, table), name)
@@ -285,10 +332,16 @@ def read_settings(
     values = {key: dict(v) if isinstance(v, Mapping) else v for key, v in given.items()}
     for text in overrides:
         _override(values, text)
-    weights = values.get("loss", {})
-    for key in ("energy", "force", "virial"):
-        if isinstance(weights, dict) and isinstance(weights.get(key), (int, float)):
-            weights[key] = [weights[key]]
+    named = values.get("branches", {})
+    if isinstance(named, dict):
+        named = values["branches"] = {
+            name: dict(table) if isinstance(table, Mapping) else table
+            for name, table in named.items()
+        }
+    for weights in (values.get("loss", {}), *(named.values() if isinstance(named, dict) else ())):
+        for key in ("energy", "force", "virial"):
+            if isinstance(weights, dict) and isinstance(weights.get(key), (int, float)):
+                weights[key] = [weights[key]]
     return from_mapping(Settings, values, where)
 
 
@@ -301,10 +354,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}.") from error
-    data = values.get("data")
-    if isinstance(data, dict):
+    branches = values.get("branches")
+    tables = branches.values() if isinstance(branches, dict) else ()
+    for data in (values.get("data"), *tables):
         for key in ("train", "valid"):
-            if isinstance(data.get(key), str) and data[key]:
+            if isinstance(data, dict) and isinstance(data.get(key), str) and data[key]:
                 data[key] = str(path.parent / data[key])
     return values
 

@@ -241,4 +241,4 @@ def test_the_bomb_is_live(tmp_path):
 def test_convert_needs_two_kinds(fails, model, tmp_path):
     assert "should end in .pt" in fails("convert", model, tmp_path / "o.safetensors")
     assert "should end in" in fails("convert", tmp_path / "model.bin", tmp_path / "o.pt")
-    assert "no branches" in fails("convert", model, tmp_path / "o.pt", "--branch", "a")
+    assert "one network only" in fails("convert", model, tmp_path / "o.pt", "--branch", "a")

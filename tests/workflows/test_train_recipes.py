@@ -4,8 +4,11 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from ase.io import read
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
 
 from dpa4sim.model import DPA4
 from dpa4sim.train.build import model_config
@@ -30,6 +33,7 @@ def test_there_are_no_others():
         "finetune",
         "universal",
         "direct_water",
+        "branches",
     }
 
 
@@ -54,7 +58,7 @@ def test_a_recipe_of_the_paper(name):
     assert n / 1e6 == pytest.approx(millions, abs=0.006)
 
 
-@pytest.mark.parametrize("name", ["small", "finetune", "universal", "direct_water"])
+@pytest.mark.parametrize("name", ["small", "finetune", "universal", "direct_water", "branches"])
 def test_the_others_are_settings(name):
     assert read_settings(FOLDER / f"{name}.toml").run.steps > 0
 
@@ -68,3 +72,19 @@ def test_the_small_set_has_labels(tmp_path, monkeypatch, capsys):
     assert len(frames) == 3
     for atoms in frames:
         assert {"energy", "forces", "stress"} <= atoms.calc.results.keys()
+
+
+def test_crystals_of_a_few_elements(tmp_path, monkeypatch, capsys):
+    """Of three labelled files: what has other elements, or no oxygen, stays out."""
+    made = {"a": bulk("MgO", "rocksalt", a=4.2), "b": bulk("Mg"), "c": bulk("NiO", "rocksalt", 4.2)}
+    for name, atoms in made.items():
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((len(atoms), 3)))
+        write(tmp_path / f"{name}.extxyz", atoms)
+    out = tmp_path / "out.xyz"
+    files = [str(path) for path in sorted(tmp_path.glob("*.extxyz"))]
+    monkeypatch.setattr(sys, "argv", ["branches_data.py", str(out), *files])
+    runpy.run_path(str(FOLDER / "branches_data.py"), run_name="__main__")
+    assert "1 frames" in capsys.readouterr().out
+    (atoms,) = read(out, ":")
+    assert atoms.get_chemical_formula() == "MgO"
+    assert atoms.get_potential_energy() == -1.0
