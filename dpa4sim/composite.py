@@ -10,6 +10,7 @@ import torch
 
 from dpa4sim.batch import Batch
 from dpa4sim.errors import ModelError
+from dpa4sim.moments import magnetic_elements
 from dpa4sim.pool.checkpoint import model_fingerprint
 from dpa4sim.potential import EnergyModel, Prediction, checked_batch
 
@@ -52,6 +53,11 @@ class Composite:
         given = [getattr(part, "known_elements", None) for part in self.parts]
         known = [elements for elements in given if elements is not None]
         return frozenset.intersection(*known) if known else None
+
+    @property
+    def magnetic_elements(self) -> frozenset[int]:
+        """Atomic numbers of the elements whose moments a part looks at."""
+        return frozenset().union(*(magnetic_elements(part) for part in self.parts))
 
     @property
     def config(self) -> Any:
@@ -121,6 +127,7 @@ class Sum(Composite):
         """Energy, forces and stress of a trusted batch on this device; see `evaluate`."""
         said = [part(batch) for part in self.parts]
         nearest = min(range(len(said)), key=lambda place: self.parts[place].cutoff)
+        by_moment = [each.magnetic_forces for each in said if each.magnetic_forces is not None]
         spreads = next((each for each in said if each.force_spread is not None), said[0])
         return Prediction(
             energy=sum_in_order([each.energy for each in said]),
@@ -131,6 +138,7 @@ class Sum(Composite):
             force_spread=spreads.force_spread,
             energy_spread=spreads.energy_spread,
             uncertain=spreads.uncertain,
+            magnetic_forces=sum_in_order(by_moment) if by_moment else None,
         )
 
 

@@ -58,6 +58,38 @@ class PropertyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpinConfig:
+    """How magnetic moments enter an energy.  The paper is silent; the reference has two schemes.
+
+    Args:
+        scheme: "virtual" puts a second atom beside each magnetic one, displaced along its moment;
+            "native" makes the moments features of the atoms (l = 0 and l = 1).
+        magnetic: species that carry a moment; those of other species are not looked at.
+        virtual_scale: displacement in Å per Bohr magneton, of all magnetic species or of each.
+    """
+
+    scheme: Literal["virtual", "native"] = "virtual"
+    magnetic: tuple[str, ...] = ()
+    virtual_scale: tuple[float, ...] = (0.314,)
+
+    def __post_init__(self) -> None:
+        for name in ("magnetic", "virtual_scale"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(set(self.magnetic)) != len(self.magnetic):
+            raise ConfigError(f"spin.magnetic = {self.magnetic}; name each species once.")
+        if len(self.virtual_scale) not in (1, len(self.magnetic)):
+            raise ConfigError(
+                f"spin.virtual_scale has {len(self.virtual_scale)} numbers. Give one, or one for "
+                f"each of the {len(self.magnetic)} magnetic species."
+            )
+        if not all(0 < abs(scale) < inf for scale in self.virtual_scale):
+            raise ConfigError(
+                f"spin.virtual_scale = {self.virtual_scale}; each must be finite and not zero, in "
+                "Å per Bohr magneton."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DPA4Config:
     """Every choice that fixes the network's function.  Paper section 4.2; names of Table S-17.
 
@@ -111,6 +143,7 @@ class DPA4Config:
         force_head: "direct" reads forces from the features instead of from the energy's slope
             (experimental: they are not conservative); "mirrored" is the same with the y axis of
             DeePMD-kit 3.2's head, for its checkpoints only, see `model.dens`.
+        spin: how magnetic moments enter, for models that have them.
     """
 
     species: tuple[str, ...]
@@ -160,6 +193,7 @@ class DPA4Config:
     epsilon: float = 1e-7
     property_head: PropertyConfig = field(default_factory=PropertyConfig)
     force_head: ForceHead = "none"
+    spin: SpinConfig = field(default_factory=SpinConfig)
 
     def __post_init__(self) -> None:
         for name in ("degree_schedule", "order_schedule", "radial_hidden", "energy_hidden"):
@@ -167,6 +201,7 @@ class DPA4Config:
         self._check_species()
         self._check_shape()
         self._check_zbl()
+        self._check_spin()
         if self.property_head.name and self.zbl_inner is not None:
             raise ConfigError(
                 f"A model of the property '{self.property_head.name}' has no ZBL energy. Leave out "
@@ -209,6 +244,21 @@ class DPA4Config:
         return 32 * int(-(-target // 32))
 
     @property
+    def has_spins(self) -> bool:
+        """Whether the energy depends on magnetic moments."""
+        return bool(self.spin.magnetic)
+
+    @property
+    def has_virtual_atoms(self) -> bool:
+        """Whether each species has a second row in the species tables, for its virtual atoms."""
+        return self.has_spins and self.spin.scheme == "virtual"
+
+    @property
+    def n_kinds(self) -> int:
+        """Rows of the species tables: the species, then the virtual atoms of each."""
+        return len(self.species) * (2 if self.has_virtual_atoms else 1)
+
+    @property
     def atomic_numbers(self) -> tuple[int, ...]:
         """Nuclear charge of each species."""
         from ase.data import atomic_numbers
@@ -222,6 +272,8 @@ class DPA4Config:
             del values["property_head"]
         if self.force_head == "none":
             del values["force_head"]
+        if not self.has_spins:
+            del values["spin"]
         return values
 
     @classmethod
@@ -313,6 +365,8 @@ class DPA4Config:
                 f"A model of the property '{self.property_head.name}' has no forces. Leave out "
                 "force_head."
             )
+        if self.has_spins:
+            raise ConfigError("Direct forces have no spins. Leave out spin, or force_head.")
         if self.zbl_inner is not None:
             raise ConfigError(
                 "Direct forces have no ZBL term. Leave out zbl_inner and zbl_outer, or force_head."
@@ -333,6 +387,22 @@ class DPA4Config:
                 f"The bridging window [{self.zbl_inner}, {self.zbl_outer}] Å must satisfy "
                 f"0 < zbl_inner < zbl_outer <= cutoff = {self.cutoff} Å."
             )
+
+    def _check_spin(self) -> None:
+        strangers = [name for name in self.spin.magnetic if name not in self.species]
+        if strangers:
+            raise ConfigError(
+                f"spin.magnetic names {', '.join(strangers)}, which the model does not know. Its "
+                f"species: {', '.join(self.species)}."
+            )
+        if self.has_spins and self.property_head.name:
+            raise ConfigError(
+                f"A model of the property '{self.property_head.name}' has no spins. Leave out "
+                "spin.magnetic."
+            )
+        native = self.has_spins and not self.has_virtual_atoms
+        if native and self.top_degree + self.extra_degree < 1:
+            raise ConfigError("spin.scheme = 'native' needs features of degree 1: max_degree >= 1.")
 
 
 NAMED_SIZES: dict[str, dict[str, Any]] = {

@@ -27,6 +27,7 @@ from dpa4sim.batch import Batch
 from dpa4sim.complaint import complaint
 from dpa4sim.direct import DirectModel
 from dpa4sim.errors import ConfigError, DataError
+from dpa4sim.moments import magnetic_numbers, moments_of, with_moments
 from dpa4sim.pool.checkpoint import whole
 from dpa4sim.pool.progress import Progress
 from dpa4sim.potential import Potential, checked_batch, state_complaint
@@ -92,7 +93,10 @@ def embed(model: Potential | PropertyModel | DirectModel, structures: Any) -> Em
 def embed_batch(model: Potential | PropertyModel | DirectModel, batch: Batch) -> Embedding:
     """The same of a trusted batch on the model's device: one forward pass, no forces."""
     species, edges, charge, spin, searched = network_inputs(model, batch)
-    descriptor, feature = model.model.features(species, edges, charge, spin)
+    moments = None
+    if model.config.has_spins:
+        moments = moments_of(batch).to(edges.vector.dtype)
+    descriptor, feature = model.model.features(species, edges, charge, spin, moments)
     if searched is not None:
         broken = ~searched[batch.system_idx][:, None]
         descriptor = descriptor.masked_fill(broken, torch.nan)
@@ -213,7 +217,8 @@ class EmbeddingFile:
 
     def add(self, items: list[Item]) -> None:
         """Embed some structures together and append them."""
-        batch = Batch.concatenate(item.system for item in items)  # type: ignore[misc]
+        magnetic = magnetic_numbers(self.model.config)
+        batch = Batch.concatenate(with_moments(item.system, magnetic) for item in items)  # type: ignore[arg-type]
         found = embed_batch(self.model, batch.to(self.model.device))
         sizes = batch.n_atoms.tolist()
         types = self.model._species_of[batch.atomic_numbers.to(self.model.device)]

@@ -93,6 +93,7 @@ class Ensemble(Composite):
         force, energy = _mean(forces), _mean(energies)
         spread = _deviation(forces, force).square()
         spread = (spread[:, 0] + spread[:, 1] + spread[:, 2]).sqrt()
+        by_moment = [each.magnetic_forces for each in said if each.magnetic_forces is not None]
         per_atom = batch.n_atoms.double().clamp(min=1.0)
         return Prediction(
             energy=energy,
@@ -103,6 +104,7 @@ class Ensemble(Composite):
             force_spread=spread,
             energy_spread=_deviation(energies, energy) / per_atom,
             uncertain=max_over_atoms(spread, batch) > self.max_force_spread,
+            magnetic_forces=_mean(by_moment) if by_moment else None,
         )
 
     def save(self, path: str | Path) -> None:
@@ -237,6 +239,7 @@ def _check_alike(members: Sequence[Potential]) -> None:
             ("cutoff", f"{first.cutoff:g} Å", f"{other.cutoff:g} Å"),
             ("elements", _listed(first), _listed(other)),
             ("conditioning on charge and spin", first.charge_spin, other.charge_spin),
+            ("magnetic elements", _magnetic(first), _magnetic(other)),
         ):
             if own != its:
                 raise ModelError(
@@ -247,6 +250,10 @@ def _check_alike(members: Sequence[Potential]) -> None:
 
 def _listed(config: DPA4Config) -> str:
     return ", ".join(sorted(config.species))
+
+
+def _magnetic(config: DPA4Config) -> str:
+    return ", ".join(sorted(config.spin.magnetic)) or "none"
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -85,6 +85,8 @@ def export(potential: Potential, path: str | Path, structures: Any = None) -> Ex
     path = Path(path)
     if path.suffix != ".pt2":
         raise ConfigError(f"{path} should end in .pt2, the suffix of AOTInductor's packages.")
+    if potential.config.has_spins:
+        raise ModelError("A model with spins cannot be exported to .pt2; export it to DeePMD-kit.")
     batches = _lattices(potential)
     if structures is not None:
         batches.append(_batch(potential, structures))

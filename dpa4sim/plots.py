@@ -20,6 +20,7 @@ AXES = {
     "energy": ("energy", "eV/atom", 1e3, "meV/atom"),
     "forces": ("force component", "eV/Å", 1e3, "meV/Å"),
     "stress": ("stress component", "eV/Å$^3$", 1e3, "meV/Å$^3$"),
+    "magnetic forces": ("magnetic force component", "eV/μB", 1e3, "meV/μB"),
 }
 """What a panel shows, its unit, and factor and unit of its errors."""
 
@@ -27,6 +28,7 @@ CURVES = {
     "energy_mae": "energy MAE (meV/atom)",
     "force_mae": "force MAE (meV/Å)",
     "stress_mae": "stress MAE (GPa)",
+    "magnetic_force_mae": "magnetic force MAE (meV/μB)",
     "property_mae": "MAE of the property",
     "property_scaled_mae": "MAE / spread of the labels",
 }

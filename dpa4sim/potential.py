@@ -20,6 +20,7 @@ from dpa4sim.kernels.precision import PRECISION, matmul_precision
 from dpa4sim.kernels.triton_plan import Accuracy, EdgeGraph, available, check_accuracy
 from dpa4sim.model import DPA4
 from dpa4sim.model_file import network_dtype, read_network, write_safetensors
+from dpa4sim.moments import magnetic_numbers, moments_complaint, moments_of, with_moments
 
 if TYPE_CHECKING:
     from dpa4sim.compiled import Network
@@ -143,6 +144,11 @@ class Potential:
         """Atomic numbers that the network was made for."""
         return frozenset(self.config.atomic_numbers)
 
+    @property
+    def magnetic_elements(self) -> frozenset[int]:
+        """Atomic numbers of the elements that carry a moment; none for a model without spins."""
+        return magnetic_numbers(self.config)
+
     def __add__(self, other: EnergyModel) -> Sum:
         """The sum of both energies, such as `potential + dpa4sim.d3("pbe")`."""
         from dpa4sim.composite import Sum
@@ -161,18 +167,25 @@ class Potential:
         vector = found.vector.detach().to(self.dtype)
         species, state = self._species_of[batch.atomic_numbers], self._state(batch)
         network = None if descriptors else self._compiled_for(found)
+        by_moment: list[Tensor] = []
         if network is not None:
             given = [value for value in state if value is not None]
             atomic, gradient = network(species, found.center, found.neighbor, vector, *given)
             values = None
         else:
             edges = Edges(found.center, found.neighbor, vector.requires_grad_(True), found.row_ptr)
+            leaves = [edges.vector]
+            if self.config.has_spins:
+                moments = moments_of(batch).to(self.dtype, copy=True)
+                leaves.append(moments.requires_grad_(True))
             with torch.enable_grad(), matmul_precision(PRECISION[self.accuracy]):
-                atomic, features = self.model(species, edges, *state)
-                (gradient,) = torch.autograd.grad(atomic.sum(), edges.vector)
+                atomic, features = self.model(species, edges, *state, *leaves[1:])
+                gradient, *by_moment = torch.autograd.grad(atomic.sum(), leaves)
             values = features.detach().double() if descriptors else None
         sums = assemble_by_triton if self.kernels == "triton" else assemble
         prediction = sums(batch, found, atomic.detach(), gradient, values)
+        if self.config.has_spins:
+            prediction = replace(prediction, magnetic_forces=-by_moment[0].double())
         searched = found.searched
         return prediction if searched is None else without(prediction, batch, ~searched)
 
@@ -227,6 +240,11 @@ class Potential:
                 f"There are no Triton kernels for {self.dtype} on {self.device}; they need float32 "
                 "on a CUDA device. Leave kernels='triton' out."
             )
+        if self.config.has_spins and (compile or self.kernels == "triton"):
+            raise ConfigError(
+                "A model with spins runs by PyTorch only. Leave compile=True and kernels='triton' "
+                "out."
+            )
         if compile and self.kernels == "torch" and self.accuracy != "exact":
             raise ConfigError(
                 "compile=True brings its own kernels and their accuracy. Choose it, or accuracy=, "
@@ -263,6 +281,8 @@ def checked_batch(
             names = ", ".join(symbol(z) for z in sorted(known_elements or ()))
             hint = f" It knows {names}." if "does not know" in reason else ""
             raise DataError(f"Structure {index} cannot be evaluated: {reason}.{hint}")
+    if config is not None and config.has_spins:
+        systems = [with_moments(system, magnetic_numbers(config)) for system in systems]
     return Batch.concatenate(systems)
 
 
@@ -274,15 +294,15 @@ def species_rows(config: DPA4Config) -> Int[Tensor, " atomic_number"]:
 
 
 def state_complaint(system: Batch, config: DPA4Config) -> str | None:
-    """What is wrong with a structure's charge and spin for a model."""
+    """What is wrong with a structure's charge, spin and magnetic moments for a model."""
     if not config.charge_spin:
-        return None
+        return moments_complaint(system, magnetic_numbers(config))
     for name, low, high in (("charge", -100, 99), ("spin", 0, 99)):
         given = getattr(system, name)
         value = 0.0 if given is None else float(given[0])
         if value != round(value) or not low <= value <= high:
             return f"its {name} is {value:g}; this model takes whole numbers {low} to {high}"
-    return None
+    return moments_complaint(system, magnetic_numbers(config))
 
 
 def charge_and_spin(batch: Batch, config: DPA4Config) -> tuple[Tensor | None, Tensor | None]:
@@ -388,9 +408,12 @@ def assemble_by_triton(
 
 def without(prediction: Prediction, batch: Batch, broken: Bool[Tensor, " system"]) -> Prediction:
     """NaN for systems that have no edges only because they are broken: zero force is no answer."""
-    atoms = broken[batch.system_idx]
+    atoms, by_moment = broken[batch.system_idx], prediction.magnetic_forces
+    if by_moment is not None:
+        by_moment = by_moment.masked_fill(atoms[:, None], torch.nan)
     return replace(
         prediction,
+        magnetic_forces=by_moment,
         energy=prediction.energy.masked_fill(broken, torch.nan),
         forces=prediction.forces.masked_fill(atoms[:, None], torch.nan),
         stress=prediction.stress.masked_fill(broken[:, None, None], torch.nan),

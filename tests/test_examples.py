@@ -18,8 +18,8 @@ from dpa4sim.potential import Potential
 
 ROOT = Path(__file__).parents[1]
 ALL = sorted((ROOT / "examples").glob("*.py"))
-EXAMPLES = [path for path in ALL if "lammps" not in path.stem]
-"""The one of LAMMPS runs in LAMMPS's python: tests/parity/test_lammps.py."""
+EXAMPLES = [path for path in ALL if "lammps" not in path.stem and "spins" not in path.stem]
+"""The one of LAMMPS runs in LAMMPS's python: tests/parity/test_lammps.py; spins need a model."""
 
 MOST_LINES = 40
 
@@ -68,6 +68,15 @@ def test_runs_with_any_model(path, random_model):
 @pytest.mark.skipif("seed" not in released(), reason="no released model 'seed' in this package")
 def test_runs_with_the_released_model(path):
     assert "NaCl" in run(path).replace("Cl4Na4", "NaCl").replace("ClNa", "NaCl")
+
+
+def test_spins_have_forces_and_relax():
+    (path,) = (path for path in ALL if "spins" in path.stem)
+    out = run(path)
+    assert "NiONiO" in out
+    assert "CONVERGED" in out
+    before, after = (float(line.split()[1]) for line in out.splitlines() if "eV per atom" in line)
+    assert after < before - 0.01
 
 
 def test_demo_writes_its_picture_and_structures(random_model, tmp_path):

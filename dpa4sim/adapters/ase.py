@@ -15,6 +15,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from dpa4sim.batch import Batch
 from dpa4sim.complaint import complaint
 from dpa4sim.errors import DataError
+from dpa4sim.moments import magnetic_elements, moments_complaint, with_moments
 from dpa4sim.potential import EnergyModel, Prediction
 
 OCCUPANCY_TOLERANCE = 1e-3
@@ -23,6 +24,8 @@ OCCUPANCY_TOLERANCE = 1e-3
 
 def from_atoms(atoms: Atoms) -> Batch:
     """One system; `charge` and `spin` come from `atoms.info` when they are there.
+
+    Initial magnetic moments come along; a number for each atom is a moment along z.
 
     A zero lattice vector along an open direction (a slab, a wire) is completed by ASE's
     `cell.complete()`; a molecule without any cell keeps its zeros.
@@ -42,6 +45,7 @@ def from_atoms(atoms: Atoms) -> Batch:
         atoms.pbc.tolist(),
         charge=_total(atoms, "charge"),
         spin=_total(atoms, "spin"),
+        magmoms=_moments(atoms),
     )
 
 
@@ -49,6 +53,8 @@ def to_atoms(
     batch: Batch, prediction: Prediction | None = None, *, templates: Sequence[Atoms] | None = None
 ) -> list[Atoms]:
     """One Atoms per system, with a SinglePointCalculator when a prediction is given.
+
+    Magnetic moments become vectors in `initial_magmoms`, magnetic forces an array of that name.
 
     Args:
         batch: the systems.
@@ -67,7 +73,10 @@ def to_atoms(
         stop = start + len(atoms)
         if prediction is not None:
             results = _results(prediction, index, slice(start, stop))
+            by_moment = results.pop("magnetic_forces", None)
             atoms.calc = SinglePointCalculator(atoms, **results)
+            if by_moment is not None:
+                atoms.arrays["magnetic_forces"] = by_moment
         images.append(atoms)
         start = stop
     return images
@@ -99,7 +108,8 @@ class DPA4Calculator(Calculator):
         potential: anything that turns a Batch into a Prediction, such as `dpa4sim.load(...)`.
 
     The stress has ASE's sign (tension positive) and Voigt order; it is not implemented for
-    atoms without three independent lattice vectors.
+    atoms without three independent lattice vectors.  A model with spins takes the initial magnetic
+    moments as they are; ASE has no word for magnetic forces: `results["magnetic_forces"]`.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
@@ -122,6 +132,11 @@ class DPA4Calculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         system = from_atoms(self.atoms)
         reason = complaint(system, getattr(self.potential, "known_elements", None))
+        magnetic = magnetic_elements(self.potential)
+        reason, system = (
+            reason or moments_complaint(system, magnetic),
+            with_moments(system, magnetic),
+        )
         if reason is not None:
             formula = self.atoms.get_chemical_formula()
             raise DataError(f"{formula} cannot be evaluated: {reason}.")
@@ -146,6 +161,8 @@ def _results(prediction: Prediction, system: int, atoms: slice) -> dict[str, Any
         "energies": prediction.atomic_energies[atoms].detach().cpu().numpy(),
         "forces": prediction.forces[atoms].detach().cpu().numpy(),
     }
+    if prediction.magnetic_forces is not None:
+        results["magnetic_forces"] = prediction.magnetic_forces[atoms].detach().cpu().numpy()
     stress = prediction.stress[system].detach().cpu().numpy()
     if np.isfinite(stress).all():
         results["stress"] = full_3x3_to_voigt_6_stress(stress)
@@ -159,6 +176,7 @@ def _plain(system: Batch) -> Atoms:
         if value is not None
     }
     return Atoms(
+        magmoms=_known_moments(system),
         numbers=system.atomic_numbers.numpy(),
         positions=system.positions.numpy(),
         cell=system.cell[0].numpy(),
@@ -177,7 +195,26 @@ def _like(template: Atoms, system: Batch, index: int) -> Atoms:
     atoms.pbc = system.pbc[0].numpy()
     atoms.set_cell(system.cell[0].numpy(), apply_constraint=False)
     atoms.set_positions(system.positions.numpy(), apply_constraint=False)
+    moments = _known_moments(system)
+    if moments is not None:
+        atoms.arrays.pop("initial_magmoms", None)  # numbers along z cannot become vectors
+        atoms.set_initial_magnetic_moments(moments)
     return atoms
+
+
+def _moments(atoms: Atoms) -> torch.Tensor | None:
+    """A vector for each atom; None where none was set."""
+    if not atoms.has("initial_magmoms"):
+        return None
+    given = atoms.get_initial_magnetic_moments()
+    return torch.tensor(given[:, None] * [0.0, 0.0, 1.0] if given.ndim == 1 else given)
+
+
+def _known_moments(system: Batch) -> np.ndarray | None:
+    """The moments of a system; zero for atoms whose moments nobody knows; None if for all."""
+    if system.magmoms is None or bool(system.magmoms.isnan().all()):
+        return None
+    return system.magmoms.nan_to_num(0.0).numpy()
 
 
 def _total(atoms: Atoms, name: str) -> float | None:

@@ -31,6 +31,7 @@ from dpa4sim.adapters.deepmd_property import (
     property_statistics,
     statistics_to_deepmd,
 )
+from dpa4sim.adapters.deepmd_spin import settle_native_spins, spin_names, with_placeholders
 from dpa4sim.config import DPA4Config
 from dpa4sim.errors import ModelError
 
@@ -65,7 +66,8 @@ def read_deepmd(path: str | Path, branch: str | None = None) -> tuple[DPA4Config
     fold_lora(tensors)
     model = fold_case(model, tensors, source)
     version = tensors.get("atomic_model.descriptor.version_tensor")
-    config = config_from_deepmd(model, 1.0 if version is None else float(version), source)
+    known = settle_native_spins(tensors, model, 1.0 if version is None else float(version))
+    config = config_from_deepmd(model, known, source)
     if has_dens(tensors):
         config, statistics = dens_from_deepmd(config, tensors, source)
         return config, _rename(config, tensors, source) | statistics
@@ -143,6 +145,8 @@ def _to_deepmd(
 def tensor_names(config: DPA4Config) -> Iterator[tuple[str, str]]:
     """(our name, DeePMD-kit's name under `atomic_model.`) of every weight."""
     for ours, theirs in _embedding_names(config):
+        yield ours, f"descriptor.{theirs}"
+    for ours, theirs in spin_names(config):
         yield ours, f"descriptor.{theirs}"
     for index, (degree, order) in enumerate(zip(config.degrees, config.orders, strict=True)):
         for ours, theirs in _block_names(config, degree, order):
@@ -242,7 +246,7 @@ def _rename(config: DPA4Config, tensors: State, source: str) -> State:
     if spread:
         state |= property_statistics(config, bias, shift[0], spread[0][0])
     else:
-        state["energy_shift"] = bias[:, 0] + shift[0, :, 0]
+        state["energy_shift"] = (bias[:, 0] + shift[0, :, 0])[: len(config.species)]
     strangers = [name for name in left if not CONSTANT.search(name)]
     if strangers:
         raise ModelError(
@@ -262,7 +266,7 @@ def _output_statistics(
     found = [state[name].detach().cpu().double().clone() for name in names]
     if config.property_head.name:
         return statistics_to_deepmd(config, *found)
-    shift = found[0][:, None]
+    shift = with_placeholders(config, found[0])[:, None]
     return shift, torch.ones_like(shift), torch.zeros_like(shift)
 
 

@@ -13,6 +13,7 @@ from dpa4sim.adapters.deepmd_property import (
     property_head_from_deepmd,
     property_head_to_deepmd,
 )
+from dpa4sim.adapters.deepmd_spin import spin_from_deepmd, spin_to_deepmd
 from dpa4sim.config import DPA4Config
 from dpa4sim.errors import ConfigError, ModelError
 
@@ -155,6 +156,7 @@ MODEL_HARMLESS = {
     "compress",
     "srtab_add_bias",
     "pair_exclude_types",
+    "spin",
 }
 
 FITTING_INACTIVE: dict[str, tuple[Any, ...]] = {
@@ -235,6 +237,7 @@ def config_from_deepmd(model: Mapping[str, Any], version: float, source: str) ->
         values["energy_hidden"] = list(fitting.get("neuron", [0]))
     values["descriptor_version"] = _version(version, source)
     values |= _bridging(model)
+    values["spin"] = spin_from_deepmd(model, source)
     try:
         return DPA4Config.from_dict(values)
     except ConfigError as error:
@@ -281,6 +284,7 @@ def config_to_deepmd(config: DPA4Config, precision: str) -> dict[str, Any]:
         "type_map": list(names),
         "descriptor": descriptor,
         "fitting_net": {**fitting, "precision": precision},
+        **spin_to_deepmd(config),
     }
     if config.zbl_inner is not None:
         model["bridging_method"] = "zbl"

@@ -27,6 +27,7 @@ from dpa4sim.batch import Batch, symbol
 from dpa4sim.complaint import complaint
 from dpa4sim.direct import is_conservative
 from dpa4sim.errors import ConfigError, DataError
+from dpa4sim.moments import magnetic_elements
 from dpa4sim.potential import EnergyModel, Prediction
 
 FIX = "dpa4sim"
@@ -161,6 +162,11 @@ def attach(
         raise ConfigError(
             "LAMMPS needs an energy whose gradient are the forces, and a virial; this model "
             "predicts forces directly. Take a conservative model, or dpa4sim md."
+        )
+    if magnetic_elements(potential):
+        raise ConfigError(
+            "A model with spins does not run in LAMMPS: nobody passes the moments on. Use "
+            "dpa4sim.md, which holds them."
         )
     for ready, message in _demands(lmp, elements):
         if not ready():

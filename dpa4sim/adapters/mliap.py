@@ -51,6 +51,8 @@ class Unified:
             reason = "a ZBL window, whose gates (Eq. 5) need edges that other ranks have"
         elif config.charge_spin:
             reason = "charge and spin as inputs, which LAMMPS's ML-IAP does not pass on"
+        elif config.has_spins:
+            raise ModelError("ML-IAP cannot run a model with spins: LAMMPS passes no moments on.")
         if reason is not None:
             raise ModelError(
                 f"ML-IAP cannot run this model: it has {reason}. "

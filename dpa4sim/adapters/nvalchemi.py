@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dpa4sim.batch import Batch
 from dpa4sim.errors import DataError, ModelError
+from dpa4sim.moments import magnetic_elements
 from dpa4sim.potential import EnergyModel, Potential, Prediction
 
 try:
@@ -128,6 +129,11 @@ class DPA4Model(torch.nn.Module, BaseModelMixin):
 
     def __init__(self, potential: EnergyModel) -> None:
         super().__init__()
+        if magnetic_elements(potential):
+            raise ModelError(
+                "A model with spins does not run in nvalchemi: its batches have no place for the "
+                "moments. Use dpa4sim.md or TorchSim."
+            )
         self.potential = potential
         self.model_config = ModelConfig(
             outputs=frozenset(OUTPUTS),

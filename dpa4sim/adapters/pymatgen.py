@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 
 from dpa4sim.batch import Batch
@@ -18,7 +20,8 @@ def from_structure(structure: Structure | Molecule) -> Batch:
     """One system from a Structure (with its lattice's pbc) or a Molecule.
 
     Charge and spin are what `structure.properties` says, else the charge that was set on a
-    Structure, else those of a Molecule that is charged or has unpaired electrons.
+    Structure, else those of a Molecule that is charged or has unpaired electrons.  The site
+    property "magmom" is a magnetic moment, a vector or a number along z.
 
     Raises:
         DataError: a site is partially occupied or holds no element.
@@ -35,13 +38,14 @@ def from_structure(structure: Structure | Molecule) -> Batch:
         False if lattice is None else list(lattice.pbc),
         charge=state["charge"],
         spin=state["spin"],
+        magmoms=_moments(structure),
     )
 
 
 def to_structures(batch: Batch) -> list[Structure | Molecule]:
     """A Structure for each system with a cell, a Molecule for each without.
 
-    Charge and spin go into `properties`.
+    Charge and spin go into `properties`, magnetic moments into the site property "magmom".
 
     Raises:
         DataError: a system is periodic along some vectors and its cell has no volume.
@@ -53,6 +57,9 @@ def to_structures(batch: Batch) -> list[Structure | Molecule]:
         numbers, positions = system.atomic_numbers.tolist(), system.positions.numpy()
         given = (("charge", system.charge), ("spin", system.spin))
         properties = {name: float(value[0]) for name, value in given if value is not None}
+        sites = None
+        if system.magmoms is not None and not bool(system.magmoms.isnan().any()):
+            sites = {"magmom": system.magmoms.tolist()}
         if float(system.volume[0]) > 0:
             a, b, c = system.pbc[0].tolist()
             structures.append(
@@ -62,10 +69,13 @@ def to_structures(batch: Batch) -> list[Structure | Molecule]:
                     positions,
                     coords_are_cartesian=True,
                     properties=properties,
+                    site_properties=sites,
                 )
             )
         elif not bool(system.pbc.any()):
-            structures.append(Molecule(numbers, positions, properties=properties))
+            structures.append(
+                Molecule(numbers, positions, properties=properties, site_properties=sites)
+            )
         else:
             raise DataError(
                 f"System {index} is periodic but its cell has no volume. "
@@ -102,6 +112,29 @@ def _atomic_number(structure: Structure | Molecule, index: int) -> int:
             "Give an element."
         )
     return int(site.specie.Z)
+
+
+def _moments(structure: Structure | Molecule) -> list[list[float]] | None:
+    """A vector for each site, NaN where a site has none; None where no site has one."""
+    given = [site.properties.get("magmom") for site in structure]
+    if all(value is None for value in given):
+        return None
+    return [_moment(value, structure, index) for index, value in enumerate(given)]
+
+
+def _moment(value: Any, structure: Structure | Molecule, index: int) -> list[float]:
+    if value is None:
+        return [math.nan] * 3
+    value = getattr(value, "global_moment", value)  # pymatgen's Magmom has axes of its own
+    try:
+        numbers = np.asarray(value, dtype=float).reshape(-1)
+    except (TypeError, ValueError):
+        numbers = np.zeros(0)
+    if numbers.size not in (1, 3):
+        raise DataError(
+            f"{structure.formula} has the magmom {value!r} on site {index}. Give a number or three."
+        )
+    return [0.0, 0.0, float(numbers[0])] if numbers.size == 1 else numbers.tolist()
 
 
 def _own_state(structure: Structure | Molecule) -> dict[str, Any]:

@@ -21,11 +21,14 @@ from dpa4sim.potential import EnergyModel, Prediction
 
 
 def from_state(state: SimState) -> Batch:
-    """The systems of a state; `charge` and `spin` come from its system extras."""
+    """The systems of a state; `charge` and `spin` come from its system extras, and magnetic
+    moments, `magmoms`, from its atom extras.
+    """
     cell = state.cell.detach().transpose(1, 2).to(torch.float64).contiguous()
     system_idx = state.system_idx.long()
     n_atoms = torch.zeros(len(cell), dtype=torch.long, device=cell.device)
     n_atoms = n_atoms.index_add(0, system_idx, torch.ones_like(system_idx))
+    moments = state.atom_extras.get("magmoms")
     return Batch(
         positions=state.positions.detach().double(),
         atomic_numbers=state.atomic_numbers.long(),
@@ -35,11 +38,12 @@ def from_state(state: SimState) -> Batch:
         n_atoms=n_atoms,
         charge=_extra(state, "charge"),
         spin=_extra(state, "spin"),
+        magmoms=None if moments is None else moments.detach().double(),
     )
 
 
 def to_state(batch: Batch, dtype: torch.dtype = torch.float64) -> SimState:
-    """A state with standard masses; charge and spin become system extras.
+    """A state with standard masses; charge and spin become system extras, moments atom extras.
 
     Raises:
         DataError: the systems differ in pbc, for which a SimState has one entry only.
@@ -61,6 +65,7 @@ def to_state(batch: Batch, dtype: torch.dtype = torch.float64) -> SimState:
         atomic_numbers=batch.atomic_numbers.clone(),
         system_idx=batch.system_idx.clone(),
         _system_extras={name: value for name, value in given.items() if value is not None},
+        _atom_extras={} if batch.magmoms is None else {"magmoms": batch.magmoms.clone()},
     )
 
 
@@ -116,6 +121,8 @@ class DPA4Model(ModelInterface):
             output["forces"] = prediction.forces
         if self._compute_stress:
             output["stress"] = prediction.stress
+        if prediction.magnetic_forces is not None:
+            output["magnetic_forces"] = prediction.magnetic_forces
         return {name: value.detach().to(self._dtype) for name, value in output.items()}
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dpa4sim.data.frame import LabelKeys
 
 LABELS = ("energy", "forces", "stress", "virial")
+SPINS = ("magmoms", "magnetic_forces")
 
 LISTED = 20
 """Problems of one kind, and outliers, that are printed unless more are asked for."""
@@ -68,6 +69,15 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     for name in LABELS:
         parser.add_argument(f"--{name}-key", metavar="KEY", help=f"where the {name} labels are")
     parser.add_argument(
+        "--magmoms-key",
+        metavar="KEY",
+        help="where the magnetic moments are, in Bohr magnetons; without it they are read where "
+        "magnetic forces are",
+    )
+    parser.add_argument(
+        "--magnetic-forces-key", metavar="KEY", help="where -dE/dm is, in eV per Bohr magneton"
+    )
+    parser.add_argument(
         "--property",
         metavar="NAME",
         action="append",
@@ -83,7 +93,7 @@ def _keys(args: argparse.Namespace) -> LabelKeys:
     for name in args.property:
         if not PROPERTY_NAME.fullmatch(name):
             raise ConfigError(f"--property {name!r} cannot be a name. Use letters, digits and '_'.")
-    keys = {name: getattr(args, f"{name}_key") for name in LABELS}
+    keys = {name: getattr(args, f"{name}_key") for name in (*LABELS, *SPINS)}
     return LabelKeys(**keys, properties=tuple(args.property))
 
 
@@ -103,6 +113,7 @@ def _convert(args: argparse.Namespace) -> int:
         print(f"left out: {error}", file=sys.stderr)
     store = Store(args.out)
     has = [f"{int(store.has(name).sum())} {name}" for name in LABELS[:3]]
+    has += [f"{int(store.has(name).sum())} {name}" for name in SPINS if store.has_spins]
     has += [f"{int(store.has_property(name).sum())} {name}" for name in store.properties]
     left_out = f", {len(refused)} left out" if refused else ""
     print(f"{args.out}: {len(store)} frames ({', '.join(has)}){left_out}")
@@ -141,6 +152,7 @@ def _info(args: argparse.Namespace) -> int:
         rows.append(("fitted eV", fill("  ".join(f"{name} {e:.3f}" for name, e in shifts), 80)))
     print(properties(rows), end="\n\n")
     names = {"energy": "energy", "forces": "force norm", "stress": "pressure"}
+    names |= {"magmoms": "moment, where not 0", "magnetic_forces": "magnetic force"}
     lines = [
         (
             names[k],

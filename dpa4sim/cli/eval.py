@@ -19,11 +19,13 @@ from dpa4sim.units import GPA_PER_EV_A3
 if TYPE_CHECKING:
     from dpa4sim.batch import Batch
     from dpa4sim.data.frame import Frame
-    from dpa4sim.potential import Potential
+    from dpa4sim.potential import Potential, Prediction
     from dpa4sim.property import PropertyModel
 
 QUANTITIES = ("energy", "forces", "stress")
 UNITS = {"energy": ("meV/atom", 1e3), "forces": ("meV/Å", 1e3), "stress": ("meV/Å^3", 1e3)}
+UNITS["magnetic forces"] = ("meV/μB", 1e3)
+SPINS = ("magmoms", "magnetic_forces")
 
 
 @dataclass
@@ -71,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}-key", metavar="KEY", help=f"where the {name} labels are [REF_{name}, {name}]"
         )
+    for name, what in zip(SPINS, ("magnetic moments", "magnetic forces"), strict=True):
+        key = name.replace("_", "-")
+        parser.add_argument(
+            f"--{key}-key", metavar="KEY", help=f"where the {what} are, for a model with spins"
+        )
     parser.add_argument("--parity", metavar="PNG", type=Path, help="also draw a parity plot")
     parser.add_argument(
         "--batch-atoms", type=int, default=2000, help="atoms that are evaluated together [2000]"
@@ -83,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         check_output(args.parity, (".png", ".pdf", ".svg"))
     from dpa4sim.data.frame import LabelKeys
     from dpa4sim.data.read import read_frames
+    from dpa4sim.moments import magnetic_elements
 
     if args.batch_atoms < 1:
         raise ConfigError(f"--batch-atoms {args.batch_atoms} is too small. Give 1 or more.")
@@ -91,7 +99,13 @@ def run(args: argparse.Namespace) -> int:
 
     if isinstance(potential, PropertyModel):
         return _run_property(potential, args)
-    keys = LabelKeys(**{name: getattr(args, f"{name}_key") for name in QUANTITIES})
+    named = {name: getattr(args, f"{name}_key") for name in (*QUANTITIES, *SPINS)}
+    spins = bool(magnetic_elements(potential))
+    for name in SPINS:
+        if named[name] is not None and not spins:
+            key = name.replace("_", "-")
+            raise ConfigError(f"{args.model} has no spins. Leave out --{key}-key.")
+    keys = LabelKeys(**named, moments=spins)
     pairs, n_frames = compare(potential, read_frames(args.data, keys), args.batch_atoms)
     if not any(pair.frames for pair in pairs.values()):
         raise DataError(
@@ -179,7 +193,11 @@ def compare(
     Raises:
         DataError: a frame cannot be evaluated.
     """
+    from dpa4sim.moments import magnetic_elements
+
     pairs, n_frames = {name: Pairs() for name in QUANTITIES}, 0
+    if magnetic_elements(potential):
+        pairs["magnetic forces"] = Pairs()
     for group in _groups(frames, batch_atoms):
         n_frames += len(group)
         _compare_group(potential, group, pairs)
@@ -233,12 +251,15 @@ def _groups(frames: Iterable[Frame], batch_atoms: int) -> Iterator[list[Frame]]:
 def _checked(model: Potential | PropertyModel, group: list[Frame]) -> Batch:
     from dpa4sim.batch import Batch
     from dpa4sim.complaint import complaint
+    from dpa4sim.moments import magnetic_elements, moments_complaint, with_moments
 
+    magnetic = magnetic_elements(model)
     for frame in group:
         reason = complaint(frame.system, model.known_elements)
+        reason = reason or moments_complaint(frame.system, magnetic)
         if reason is not None:
             raise DataError(f"{frame.where} cannot be evaluated: {reason}.")
-    return Batch.concatenate(frame.system for frame in group)
+    return Batch.concatenate(with_moments(frame.system, magnetic) for frame in group)
 
 
 def _compare_group(potential: Potential, group: list[Frame], pairs: dict[str, Pairs]) -> None:
@@ -257,6 +278,25 @@ def _compare_group(potential: Potential, group: list[Frame], pairs: dict[str, Pa
             pairs["forces"].add(frame.subset, frame.forces, forces[s])
         if frame.stress is not None and np.isfinite(stresses[s]).all():
             pairs["stress"].add(frame.subset, frame.stress, stresses[s])
+    if "magnetic forces" in pairs:
+        _compare_spins(potential, group, prediction, pairs["magnetic forces"])
+
+
+def _compare_spins(
+    potential: Potential, group: list[Frame], prediction: Prediction, pairs: Pairs
+) -> None:
+    """Magnetic forces of those atoms that the model takes as magnetic."""
+    from dpa4sim.moments import magnetic_elements
+
+    forces = prediction.magnetic_forces.cpu().numpy()  # type: ignore[union-attr]
+    magnetic = sorted(magnetic_elements(potential))
+    start = 0
+    for frame in group:
+        own = forces[start : start + len(frame.system.positions)]
+        start += len(own)
+        which = np.isin(frame.system.atomic_numbers.numpy(), magnetic)
+        if frame.magnetic_forces is not None and which.any():
+            pairs.add(frame.subset, frame.magnetic_forces[which], own[which])
 
 
 def _row(name: str, unit: str, pair: Pairs, factor: float, n_frames: int) -> tuple[str, ...]:

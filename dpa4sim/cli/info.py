@@ -39,6 +39,11 @@ def run(args: argparse.Namespace) -> int:
     if head.name:
         kind = "intensive" if head.intensive else "extensive"
         rows.append(("property", f"{head.name}, {head.task_dim} numbers, {kind}"))
+    if config.has_spins:
+        kind = "virtual atoms" if config.has_virtual_atoms else "native"
+        if config.has_virtual_atoms:
+            kind += f" at {_list(config.spin.virtual_scale)} Å per Bohr magneton"
+        rows.append(("spins", f"{_list(config.spin.magnetic)}, {kind}"))
     rows += [(f"option {name}", text) for name, text in _unusual(config)]
     rows += list(_card(potential.card))
     print(properties(rows))
@@ -62,7 +67,7 @@ def _list_branches(model: str, names: Sequence[str]) -> int:
 
 def _unusual(config: Any) -> list[tuple[str, str]]:
     """Options that differ from the defaults, apart from those with a row of their own."""
-    shown = {"species", "cutoff", "channels", "n_blocks", "property_head"}
+    shown = {"species", "cutoff", "channels", "n_blocks", "property_head", "spin"}
     return [
         (field.name, _text(getattr(config, field.name)))
         for field in fields(config)

@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fixed-cell", action="store_true", help="move the atoms only")
     parser.add_argument("--max-steps", type=int, default=500, help="moves per structure [500]")
     parser.add_argument(
-        "--optimizer", default="lbfgs", choices=("lbfgs", "fire"), help="fire: ASE's path [lbfgs]"
+        "--optimizer", choices=("lbfgs", "fire"), help="fire: ASE's path [lbfgs; fire for moments]"
     )
     parser.add_argument(
         "--cell-filter", default="frechet", choices=("frechet", "unit"), help="of fire [frechet]"
@@ -101,6 +101,14 @@ def _add_freedom(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hydrostatic", action="store_true", help="the cell keeps its shape")
     parser.add_argument("--constant-volume", action="store_true", help="it keeps its volume")
     parser.add_argument("--fix-symmetry", action="store_true", help="keep the space group")
+    parser.add_argument("--moments", action="store_true", help="relax magnetic moments, too")
+    parser.add_argument(
+        "--magnetic-fmax",
+        metavar="M",
+        type=float,
+        default=0.01,
+        help="of moments: converged below, eV per Bohr magneton [0.01]",
+    )
     parser.add_argument(
         "--max-force-spread",
         metavar="S",
@@ -139,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
         fix_symmetry=args.fix_symmetry,
         max_force_spread=args.max_force_spread,
         allow_non_conservative=args.allow_non_conservative,
+        moments=args.moments,
+        magnetic_fmax=args.magnetic_fmax,
         directory=args.directory,
         strict=args.strict,
         progress=True,

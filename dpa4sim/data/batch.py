@@ -23,6 +23,7 @@ class LabelledBatch:
         stress: eV/Å^3, float64, tension positive.
         frame: row of each system in the store.
         properties: by name, in the unit of the labels, float64.
+        magnetic_forces: eV per Bohr magneton, float64; None where the store has no spins.
     """
 
     batch: Batch
@@ -31,6 +32,7 @@ class LabelledBatch:
     stress: Float[Tensor, "system 3 3"]
     frame: Int[Tensor, " system"]
     properties: Mapping[str, Float[Tensor, "system task"]] = field(default_factory=dict)
+    magnetic_forces: Float[Tensor, "atom 3"] | None = None
 
     def to(self, device: torch.device | str) -> LabelledBatch:
         """The same on another device."""
@@ -41,4 +43,7 @@ class LabelledBatch:
             stress=self.stress.to(device),
             frame=self.frame.to(device),
             properties={name: value.to(device) for name, value in self.properties.items()},
+            magnetic_forces=None
+            if self.magnetic_forces is None
+            else self.magnetic_forces.to(device),
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from dpa4sim.complaint import complaint
 from dpa4sim.data.consistency import Neighbours
-from dpa4sim.data.frame import QUANTITIES, Entry, Frame
+from dpa4sim.data.frame import MAGNETIC_FORCES, MOMENTS, QUANTITIES, Entry, Frame
 from dpa4sim.data.scale import Scales
 from dpa4sim.data.trust import Trust
 from dpa4sim.data.writer import geometry_hash
@@ -72,9 +72,10 @@ def check(
     Raises:
         ConfigError: a label that does not exist is required.
     """
-    strange = [name for name in require if name not in QUANTITIES]
+    known = (*QUANTITIES, MOMENTS, MAGNETIC_FORCES)
+    strange = [name for name in require if name not in known]
     if strange:
-        raise ConfigError(f"There is no label '{strange[0]}'. Labels are {', '.join(QUANTITIES)}.")
+        raise ConfigError(f"There is no label '{strange[0]}'. Labels are {', '.join(known)}.")
     inspector = Inspector(require, model)
     bar = Progress("check", None, progress)
     for entry in read():
@@ -139,7 +140,8 @@ class Inspector:
     def _labels(self, frame: Frame) -> None:
         for name in self.require:
             if getattr(frame, name) is None:
-                text = f"it has no label '{name}'; name its key with --{name}-key"
+                key = name.replace("_", "-")
+                text = f"it has no label '{name}'; name its key with --{key}-key"
                 self.problems.append(Problem("error", f"no {name}", frame.where, text))
         source = self._sources.setdefault(frame.source, Source())
         source.frames += 1

@@ -3,9 +3,11 @@
 Between two near frames of the same atoms, to third order in their distance,
 
     E_2 - E_1  =  a (-(F_1 + F_2) / 2 . du)  +  b (V_1 S_1 + V_2 S_2) / 2 : strain
+                  +  c (-(M_1 + M_2) / 2 . dm)
 
-with du the displacements beside the strain.  In one system of units a = b = 1; stresses of the
-opposite sign give b = -1, gradients called forces a = -1, and mixed units their ratio.
+with du the displacements beside the strain, M the magnetic forces and dm the change of the moments.
+In one system of units a = b = c = 1; stresses of the opposite sign give b = -1, gradients called
+forces a = -1, and mixed units their ratio.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ FARTHEST_A = 0.25
 """Displacement of every atom up to which two frames are near: a tenth of a bond."""
 
 LARGEST_STRAIN = 0.05
+
+LARGEST_TURN_MUB = 0.5
+"""Change of every moment, in Bohr magnetons, up to which two frames are near."""
 
 FEWEST_PAIRS = 4
 """Below this nothing is concluded."""
@@ -52,11 +57,12 @@ FACTORS = {
 
 @dataclass
 class Pairs:
-    """Energy differences of near frames of one source, and the two works beside them."""
+    """Energy differences of near frames of one source, and the works beside them."""
 
     energy: list[float] = field(default_factory=list)
     force_work: list[float] = field(default_factory=list)
     stress_work: list[float] = field(default_factory=list)
+    magnetic_work: list[float] = field(default_factory=list)
 
 
 class Neighbours:
@@ -76,10 +82,11 @@ class Neighbours:
             return
         works = works_between(before, frame)
         if works is not None:
-            energy, by_forces, by_stress = works
+            energy, by_forces, by_stress, by_moments = works
             pairs.energy.append(energy)
             pairs.force_work.append(by_forces)
             pairs.stress_work.append(by_stress)
+            pairs.magnetic_work.append(by_moments)
 
     def findings(self) -> list[tuple[str, str, str]]:
         """(source, label, sentence) of every source whose labels do not belong together."""
@@ -92,8 +99,8 @@ class Neighbours:
         return found
 
 
-def works_between(first: Frame, second: Frame) -> tuple[float, float, float] | None:
-    """Energy difference, work of the forces and work of the stress, in eV; NaN without a label.
+def works_between(first: Frame, second: Frame) -> tuple[float, float, float, float] | None:
+    """Energy difference, work of forces, of the stress and of magnetic forces, eV; NaN unlabelled.
 
     None when the frames are not near, or have no energies.
     """
@@ -111,13 +118,31 @@ def works_between(first: Frame, second: Frame) -> tuple[float, float, float] | N
         by_stress = float(np.sum(0.5 * (sides[0] + sides[1]) * strain))
     elif np.any(strain):
         return None
-    return second.energy - first.energy, by_forces, by_stress
+    by_moments = _magnetic_work(first, second)
+    if by_moments is None:
+        return None
+    return second.energy - first.energy, by_forces, by_stress, by_moments
+
+
+def _magnetic_work(first: Frame, second: Frame) -> float | None:
+    """-(M_1 + M_2) / 2 . dm in eV, NaN without moments; None when they are far or not labelled."""
+    if first.magmoms is None or second.magmoms is None:
+        return float("nan") if first.magmoms is second.magmoms else None
+    change = second.magmoms - first.magmoms
+    if not np.any(change):
+        return float("nan")
+    if first.magnetic_forces is None or second.magnetic_forces is None:
+        return None
+    if np.linalg.norm(change, axis=1).max() > LARGEST_TURN_MUB:
+        return None
+    return -float(np.sum(0.5 * (first.magnetic_forces + second.magnetic_forces) * change))
 
 
 def factors_of(pairs: Pairs) -> dict[str, float]:
-    """The factors a (forces) and b (stress) of those terms that the energies can tell."""
+    """The factors a (forces), b (stress), c (moments) of the terms that the energies can tell."""
     target = np.array(pairs.energy)
     terms = {"forces": np.array(pairs.force_work), "stress": np.array(pairs.stress_work)}
+    terms["magnetic forces"] = np.array(pairs.magnetic_work)
     terms = {name: work for name, work in terms.items() if np.isfinite(work).any() and work.any()}
     if not terms:
         return {}
@@ -148,7 +173,7 @@ def complaint_about(label: str, factor: float) -> str | None:
         return None
     if abs(factor + 1) < AGREEMENT:
         other = (
-            "the energies' gradients" if label == "forces" else "pressures, compression positive"
+            "pressures, compression positive" if label == "stress" else "the energies' gradients"
         )
         return (
             f"the {label} have the opposite sign: they fit the energies of neighbouring frames as "

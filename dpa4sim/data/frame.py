@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from dpa4sim.batch import Batch
@@ -15,6 +16,11 @@ from dpa4sim.errors import DataError
 from dpa4sim.units import GPA_PER_EV_A3
 
 QUANTITIES = ("energy", "forces", "stress")
+
+MOMENTS, MAGNETIC_FORCES = "magmoms", "magnetic_forces"
+"""What structures with spins have besides: the moments are given, the forces on them labels."""
+
+PER_ATOM = ("forces", MOMENTS, MAGNETIC_FORCES)
 
 EV_A3_PER_KBAR = 0.1 / GPA_PER_EV_A3
 """1 kBar in eV/Å^3."""
@@ -34,6 +40,7 @@ class Frame:
         source: the file; `name` is the frame's name in it.
         dtype: precision in which the file holds positions and forces.
         properties: numbers of each property that was asked for, by name, float64.
+        magnetic_forces: (atom, 3) -dE/dm in eV per Bohr magneton; the moments m are the system's.
     """
 
     where: str
@@ -46,6 +53,12 @@ class Frame:
     name: str = ""
     dtype: str = "float64"
     properties: Mapping[str, np.ndarray] = field(default_factory=dict)
+    magnetic_forces: np.ndarray | None = None
+
+    @property
+    def magmoms(self) -> np.ndarray | None:
+        """(atom, 3) magnetic moments in Bohr magnetons; None where the file has none."""
+        return None if self.system.magmoms is None else self.system.magmoms.numpy()
 
 
 type Entry = Frame | DataError
@@ -63,6 +76,11 @@ class LabelKeys:
         virial: eV, minus volume times stress.
         properties: names of properties of the structure to read besides.  DeePMD: NAME.npy;
             extxyz, ASE: the key of a frame's info.
+        magmoms: Bohr magnetons, one vector to each atom, or one number along z.  DeePMD: spin.npy;
+            extxyz, ASE: REF_magmoms, magmoms, initial_magmoms, where there are magnetic forces.
+        magnetic_forces: -dE/dm, eV per Bohr magneton.  DeePMD: force_mag.npy; extxyz, ASE:
+            REF_magnetic_forces, magnetic_forces.
+        moments: read magnetic moments also where there are no magnetic forces.
     """
 
     energy: str | None = None
@@ -70,6 +88,9 @@ class LabelKeys:
     stress: str | None = None
     virial: str | None = None
     properties: tuple[str, ...] = ()
+    magmoms: str | None = None
+    magnetic_forces: str | None = None
+    moments: bool = False
 
 
 def frame(
@@ -85,14 +106,15 @@ def frame(
 
     Args:
         system: the structure.
-        labels: energy, forces, stress, virial, as far as they are there.
+        labels: energy, forces, stress, virial, magmoms, magnetic_forces, as far as they are there.
         source: the file.
         name: of the frame in it.
         properties: raw numbers by name, None where there is none.
         rest: `subset` and `dtype`.
 
     Raises:
-        DataError: a label is not finite or has a wrong shape.
+        DataError: a label is not finite or has a wrong shape, or there are magnetic forces without
+            moments.
     """
     numbers = system.atomic_numbers.numpy()
     where = place(source, name, numbers)
@@ -105,12 +127,20 @@ def frame(
     if stress is None and virial is not None and volume > 0:
         stress = -virial / volume
     energy, forces = found.get("energy"), found.get("forces")
+    magnetic = found.get(MAGNETIC_FORCES)
+    if found.get(MOMENTS) is not None:
+        system = replace(system, magmoms=torch.tensor(found[MOMENTS]))
+    if magnetic is not None and system.magmoms is None:
+        raise DataError(
+            f"{where} has magnetic forces and no magnetic moments. DeePMD data has them in "
+            "spin.npy; extxyz in the per-atom array 'magmoms', or name it with --magmoms-key."
+        )
     known = {
         key: checked(value, key, 0, where, of_property=True)
         for key, value in (properties or {}).items()
         if value is not None
     }
-    rest |= {"source": source, "name": name, "properties": known}
+    rest |= {"source": source, "name": name, "properties": known, "magnetic_forces": magnetic}
     return Frame(where, system, energy, forces, stress, **rest)
 
 
@@ -124,7 +154,8 @@ def place(source: str, name: str, numbers: np.ndarray) -> str:
 def checked(value: Any, name: str, n_atoms: int, where: str, *, of_property: bool = False) -> Any:
     """Energy as a float, forces per atom, stress or virial as a matrix (from 9 or Voigt's 6).
 
-    A property is any number of numbers, one after another.
+    Moments given as one number to each atom are along z.  A property is any number of numbers, one
+    after another.
 
     Raises:
         DataError: it is no number, not finite, or of another shape.
@@ -137,16 +168,21 @@ def checked(value: Any, name: str, n_atoms: int, where: str, *, of_property: boo
         ) from error
     shape = (label.size,) if of_property else _shape_of(label, name, n_atoms)
     if shape is None or not label.size:
-        wanted = {"energy": "one number", "forces": f"({n_atoms}, 3)"}.get(name, "(3, 3) or 6")
-        raise DataError(f"{where}: its {name} label has the shape {label.shape}. Give {wanted}.")
+        wanted = {"energy": "one number"} | dict.fromkeys(PER_ATOM, f"({n_atoms}, 3)")
+        raise DataError(
+            f"{where}: its {name} label has the shape {label.shape}. Give "
+            f"{wanted.get(name, '(3, 3) or 6')}."
+        )
     if not np.isfinite(label).all():
         bad = np.argwhere(~np.isfinite(label.reshape(shape)))[0]
-        at = f" (atom {bad[0]})" if name == "forces" and not of_property else ""
+        at = f" (atom {bad[0]})" if name in PER_ATOM and not of_property else ""
         raise DataError(f"{where}: its {name} label is not finite{at}. Repair or remove the frame.")
     if of_property:
         return label.ravel()
     if name == "energy":
         return label.item()
+    if name == MOMENTS and label.ndim == 1:
+        return np.stack([0 * label, 0 * label, label], 1)
     return from_voigt(label.ravel()) if shape == (6,) else label.reshape(shape)
 
 
@@ -174,7 +210,9 @@ def _shape_of(label: np.ndarray, name: str, n_atoms: int) -> tuple[int, ...] | N
     """The final shape; None when the label cannot have it."""
     if name == "energy":
         return () if label.size == 1 else None
-    if name == "forces":
+    if name == MOMENTS and label.shape == (n_atoms,):
+        return label.shape
+    if name in PER_ATOM:
         return (n_atoms, 3) if label.shape == (n_atoms, 3) else None
     if label.size == 9:
         return (3, 3)

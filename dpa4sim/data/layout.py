@@ -2,6 +2,7 @@
 
     frames/...   one row per frame      atoms/...   one row per atom, frame after frame
     edges/...    one row per frame: edges within a cutoff, shortest pair distance
+    atoms/magmoms, atoms/magnetic_forces   in stores of structures with spins only
     properties/  one row per frame, as many numbers as the property has; NaN where there is none
     names        of the frames; sources, subsets: tables that frames/source and frames/subset index
 
@@ -18,7 +19,7 @@ FORMAT = "dpa4sim store"
 VERSION = 1
 
 ENERGY, FORCES, STRESS = 1, 2, 4
-FLAGS = {"energy": ENERGY, "forces": FORCES, "stress": STRESS}
+FLAGS = {"energy": ENERGY, "forces": FORCES, "stress": STRESS, "magnetic_forces": 8, "magmoms": 16}
 """Bits of frames/labels."""
 
 
@@ -45,7 +46,7 @@ COLUMNS = {
     "frames/spin": Column((), "float64", "multiplicity"),
     "frames/energy": Column((), "float64", "eV"),
     "frames/stress": Column((3, 3), "float64", "eV/Å^3, tension positive"),
-    "frames/labels": Column((), "uint8", "bits: 1 energy, 2 forces, 4 stress"),
+    "frames/labels": Column((), "uint8", "bits: 1 energy, 2 forces, 4 stress, 8, 16 spins"),
     "frames/geometry": Column((), "uint64", "hash of elements, positions to 1e-5 Å and cell"),
     "frames/source": Column((), "int32"),
     "frames/subset": Column((), "int32"),
@@ -54,6 +55,12 @@ COLUMNS = {
     "atoms/forces": Column((3,), None, "eV/Å"),
 }
 """NaN in charge, spin, energy, stress and forces where there is none."""
+
+SPINS = {
+    "atoms/magmoms": Column((3,), None, "Bohr magnetons"),
+    "atoms/magnetic_forces": Column((3,), None, "eV per Bohr magneton"),
+}
+"""Columns that a store has from the first frame with spins on; NaN for frames without."""
 
 EDGES = {
     "n_edges": Column((), "int32"),

@@ -1,9 +1,10 @@
 """DeePMD systems: `npy`, `npy/mixed` and HDF5, which hold the same arrays.
 
-    type.raw, type_map.raw, nopbc, set.*/{coord,box,energy,force,virial,real_atom_types}
+    type.raw, type_map.raw, nopbc, set.*/{coord,box,energy,force,virial,real_atom_types,
+                                          spin,force_mag}
 
 One row of an array is a frame.  Arrays are read a block of rows at a time; positions in Å, energies
-and virials in eV, virial = -volume * stress.
+and virials in eV, virial = -volume * stress; spins in Bohr magnetons, force_mag = -dE/dspin.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import numpy as np
 import torch
 
 from dpa4sim.batch import Batch
-from dpa4sim.data.frame import Entry, LabelKeys, frame
+from dpa4sim.data.frame import MAGNETIC_FORCES, MOMENTS, PER_ATOM, Entry, LabelKeys, frame
 from dpa4sim.errors import DataError
 
 FRAMES_PER_BLOCK = 256
 """Rows that are read at once."""
+
+FORCE_MAG = "force_mag"
 
 VIRTUAL = -1
 """Type of a place without an atom in a mixed system."""
@@ -175,6 +178,7 @@ def _frames(system: System, keys: LabelKeys) -> Iterator[Entry]:
 def _arrays(system: System, name: str, keys: LabelKeys, n_atoms: int) -> dict[str, Any]:
     """The arrays of a set, the right shapes being sure."""
     places = {"energy": keys.energy or "energy", "forces": keys.forces or "force"}
+    places |= {MOMENTS: keys.magmoms or "spin", MAGNETIC_FORCES: keys.magnetic_forces or FORCE_MAG}
     if keys.stress is not None:
         places["stress"] = keys.stress
     elif keys.virial is not None or system.has(f"{name}/virial.npy"):
@@ -182,11 +186,13 @@ def _arrays(system: System, name: str, keys: LabelKeys, n_atoms: int) -> dict[st
     else:
         places["stress"] = "stress"
     asked = {"energy": keys.energy, "forces": keys.forces, "stress": keys.stress}
-    asked["virial"] = keys.virial
+    asked |= {"virial": keys.virial, MOMENTS: keys.magmoms}
+    asked[MAGNETIC_FORCES] = keys.magnetic_forces
     found = {label: system.array(f"{name}/{place}") for label, place in places.items()}
     for label, key in asked.items():
         if key is not None and found.get(label) is None:
-            raise DataError(f"it has no {key}.npy. Leave out --{label}-key or name another.")
+            dashed = label.replace("_", "-")
+            raise DataError(f"it has no {key}.npy. Leave out --{dashed}-key or name another.")
     found |= {_PROPERTY + key: system.array(f"{name}/{key}") for key in keys.properties}
     for place in ("coord", "box", "real_atom_types"):
         found[place] = system.array(f"{name}/{place}")
@@ -197,8 +203,8 @@ def _arrays(system: System, name: str, keys: LabelKeys, n_atoms: int) -> dict[st
     elif found["box"] is None:
         raise DataError("it has no box.npy. A system without a cell has a file named nopbc.")
     arrays = {label: value for label, value in found.items() if value is not None}
-    widths = {"coord": 3 * n_atoms, "forces": 3 * n_atoms, "box": 9, "stress": 9, "virial": 9}
-    widths |= {"energy": 1, "real_atom_types": n_atoms}
+    widths = {"coord": 3 * n_atoms, "box": 9, "stress": 9, "virial": 9}
+    widths |= {"energy": 1, "real_atom_types": n_atoms, **dict.fromkeys(PER_ATOM, 3 * n_atoms)}
     for label, array in arrays.items():
         place = places.get(label, label.removeprefix(_PROPERTY))
         wanted = len(arrays["coord"]), widths.get(label, array.size // max(array.shape[0], 1))
@@ -210,7 +216,7 @@ def _arrays(system: System, name: str, keys: LabelKeys, n_atoms: int) -> dict[st
 def _frames_of_set(
     system: System, arrays: dict[str, Any], types: np.ndarray, table: np.ndarray, first: int
 ) -> Iterator[Entry]:
-    kept = [arrays[name].dtype for name in ("coord", "forces") if name in arrays]
+    kept = [arrays[name].dtype for name in ("coord", *PER_ATOM) if name in arrays]
     dtype = "float32" if all(each == np.float32 for each in kept) else "float64"
     for start in range(0, len(arrays["coord"]), FRAMES_PER_BLOCK):
         block = {label: array[start : start + FRAMES_PER_BLOCK] for label, array in arrays.items()}
@@ -238,8 +244,7 @@ def _frame(
     labels: dict[str, Any] = {
         name: one[name] for name in ("energy", "stress", "virial") if name in one
     }
-    if "forces" in one:
-        labels["forces"] = one["forces"].reshape(-1, 3)[real]
+    labels |= {name: one[name].reshape(-1, 3)[real] for name in PER_ATOM if name in one}
     asked = {
         key.removeprefix(_PROPERTY): value
         for key, value in one.items()

@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from dpa4sim.data.frame import Entry, Frame, LabelKeys, frame
+from dpa4sim.data.frame import (
+    MAGNETIC_FORCES,
+    MOMENTS,
+    PER_ATOM,
+    Entry,
+    Frame,
+    LabelKeys,
+    frame,
+)
 from dpa4sim.data.read_deepmd import VIRTUAL, atomic_numbers, numbers_of, system_of
 from dpa4sim.errors import DataError
 
@@ -24,6 +32,8 @@ NAMES = {
     "forces": ("forces", "force"),
     "virial": ("virials", "virial"),
     "stress": ("stress",),
+    MOMENTS: ("spins", "spin"),
+    MAGNETIC_FORCES: ("force_mags", "force_mag"),
     "types": ("atom_types", "real_atom_types"),
 }
 """Our word, and the words of the records."""
@@ -123,9 +133,8 @@ def _frame(
     labels: dict[str, Any] = {
         key: arrays[key] for key in ("energy", "stress", "virial") if key in arrays
     }
-    if "forces" in arrays:
-        labels["forces"] = arrays["forces"].reshape(-1, 3)[real]
-    kept = [arrays[key].dtype for key in ("coord", "forces") if key in arrays]
+    labels |= {key: arrays[key].reshape(-1, 3)[real] for key in PER_ATOM if key in arrays}
+    kept = [arrays[key].dtype for key in ("coord", *PER_ATOM) if key in arrays]
     dtype = "float32" if all(each == np.float32 for each in kept) else "float64"
     asked = {key: arrays.get(f"property {key}") for key in properties}
     return frame(system, labels, source=source, name=name, dtype=dtype, properties=asked)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from dpa4sim.batch import symbol
 from dpa4sim.config import PropertyConfig
-from dpa4sim.data.frame import QUANTITIES
+from dpa4sim.data.frame import MAGNETIC_FORCES, MOMENTS, QUANTITIES
 from dpa4sim.data.layout import property_path
 from dpa4sim.data.store import Store
 from dpa4sim.errors import ConfigError, DataError
@@ -61,7 +61,8 @@ class Summary:
         elements: frames that contain each element, by symbol.
         subsets: frames of each subset.
         coverage: frames with each label.
-        ranges: energy per atom, force norm, pressure (minus a third of the stress's trace).
+        ranges: energy per atom, force norm, pressure (minus a third of the stress's trace); of
+            stores with spins also lengths of moments and magnetic forces, where a moment is.
         edges: per frame at `cutoff` Å: smallest, mean, largest.
         shortest: Å, the shortest pair distance of all.
     """
@@ -237,7 +238,9 @@ def without_close_pairs(store: Store, min_pair_dist: float) -> Bool[np.ndarray, 
 def summary(store: Store) -> Summary:
     """Count and measure everything in one pass."""
     ranges = {"energy": _Sums("eV/atom"), "forces": _Sums("eV/Å"), "stress": _Sums("eV/Å^3")}
-    has = {name: store.has(name) for name in QUANTITIES}
+    spins = {MOMENTS: "μB", MAGNETIC_FORCES: "eV/μB"} if store.has_spins else {}
+    ranges |= {name: _Sums(unit) for name, unit in spins.items()}
+    has = {name: store.has(name) for name in (*QUANTITIES, *spins)}
     elements = dict.fromkeys(store.atomic_numbers, 0)
     for block in store.blocks():
         rows, n_atoms = block.frame.numpy(), block.batch.n_atoms.numpy()
@@ -249,6 +252,11 @@ def summary(store: Store) -> Summary:
         chosen = {name: flags[rows] for name, flags in has.items()}
         ranges["energy"].add((energy / n_atoms)[chosen["energy"]])
         ranges["forces"].add(np.linalg.norm(forces[chosen["forces"][owner]], axis=1))
+        for name in spins:
+            magnetic = (block.batch.magmoms.numpy() != 0).any(1)  # type: ignore[union-attr]
+            values = block.batch.magmoms if name == MOMENTS else block.magnetic_forces
+            there = chosen[name][owner] & magnetic
+            ranges[name].add(np.linalg.norm(values.numpy()[there], axis=1))  # type: ignore[union-attr]
         ranges["stress"].add(-np.trace(stress[chosen["stress"]], axis1=1, axis2=2) / 3)
     cutoff = store.cutoffs[-1]
     edges = store.n_edges(cutoff)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from dpa4sim.data.layout import (
     EDGES,
     FLAGS,
     FORMAT,
+    SPINS,
     VERSION,
     Column,
     edges_path,
@@ -102,6 +104,8 @@ class Store:
         for radius in self.cutoffs:
             self._columns |= {edges_path(radius, name): each for name, each in EDGES.items()}
         self._columns |= {property_path(n): property_column(w) for n, w in widths.items()}
+        self.has_spins = "magmoms" in file["atoms"]
+        self._columns |= SPINS if self.has_spins else {}
         self._places = {path: _place(file[path]) for path in self._columns}
 
     @property
@@ -148,7 +152,7 @@ class Store:
         return tuple(name for name in ("charge", "spin") if self.has(name).all())
 
     def has(self, name: str) -> Bool[np.ndarray, " frame"]:
-        """Which frames have the label: energy, forces, stress; or charge, spin."""
+        """Which frames have the label: a name of `layout.FLAGS`; or charge, spin."""
         if name in FLAGS:
             return (self._labels & FLAGS[name]) > 0
         return np.isfinite(self._whole(f"frames/{name}"))
@@ -193,6 +197,7 @@ class Store:
         self._check(rows)
         order = np.argsort(rows, kind="stable")
         wanted = [*COLUMNS, *(property_path(name) for name in self.properties)]
+        wanted += SPINS if self.has_spins else ()
         columns = self.columns(rows[order], wanted)
         back = np.argsort(order, kind="stable")
         if (np.diff(order) != 1).any():
@@ -277,7 +282,7 @@ def _frames(
         has = {label: bool(store._labels[row] & bit) for label, bit in FLAGS.items()}
         yield Frame(
             where=place(source, name, system.atomic_numbers.numpy()),
-            system=system,
+            system=system if has["magmoms"] else replace(system, magmoms=None),
             energy=float(block.energy[index]) if has["energy"] else None,
             forces=block.forces[start:stop].numpy() if has["forces"] else None,
             stress=block.stress[index].numpy() if has["stress"] else None,
@@ -290,8 +295,13 @@ def _frames(
                 for name, values in block.properties.items()
                 if bool(values[index].isfinite().all())
             },
+            magnetic_forces=_rows(block.magnetic_forces, start, stop, has["magnetic_forces"]),
         )
         start = stop
+
+
+def _rows(values: torch.Tensor | None, start: int, stop: int, there: bool) -> Any:
+    return values[start:stop].numpy() if values is not None and there else None
 
 
 def _packed(
@@ -300,6 +310,11 @@ def _packed(
     n_atoms = torch.from_numpy(columns["frames/n_atoms"].astype(np.int64))
     systems = torch.arange(len(n_atoms)).repeat_interleave(n_atoms)
     totals = {name: torch.from_numpy(columns[f"frames/{name}"]) for name in given}
+    spins = {
+        path.removeprefix("atoms/"): torch.from_numpy(columns[path].astype(np.float64))
+        for path in SPINS
+        if path in columns
+    }
     batch = Batch(
         positions=torch.from_numpy(columns["atoms/positions"].astype(np.float64)),
         atomic_numbers=torch.from_numpy(columns["atoms/atomic_numbers"].astype(np.int64)),
@@ -308,6 +323,7 @@ def _packed(
         system_idx=systems,
         n_atoms=n_atoms,
         **totals,
+        magmoms=spins.get("magmoms"),
     )
     return LabelledBatch(
         batch=batch,
@@ -320,6 +336,7 @@ def _packed(
             for path, values in columns.items()
             if path.startswith("properties/")
         },
+        magnetic_forces=spins.get("magnetic_forces"),
     )
 
 

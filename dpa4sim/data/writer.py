@@ -27,6 +27,7 @@ from dpa4sim.data.layout import (
     EDGES,
     FLAGS,
     FORMAT,
+    SPINS,
     VERSION,
     Column,
     edges_path,
@@ -169,6 +170,7 @@ class StoreWriter:
         }
         try:
             self._begin_properties()
+            self._begin_spins(frames)
             for name, column in self._columns.items():
                 with self._spool(name).open("ab") as file:
                     file.write(np.asarray(rows[name], _spooled(column)).tobytes())
@@ -224,6 +226,7 @@ class StoreWriter:
                 [_or_nan(f.forces, (f.system.positions.shape[0], 3)) for f in frames]
             ),
             **properties,
+            **_spins(frames),
         }
 
     def _begin_properties(self) -> None:
@@ -233,6 +236,16 @@ class StoreWriter:
             if path not in self._columns:
                 self._columns[path] = property_column(width)
                 self._spool(path).write_bytes(np.full((self.n_frames, width), np.nan).tobytes())
+
+    def _begin_spins(self, frames: list[Frame]) -> None:
+        """Columns of spins from the first frame that has some, without a number before."""
+        if "atoms/magmoms" in self._columns or all(f.magmoms is None for f in frames):
+            return
+        before = self._spool("atoms/atomic_numbers")
+        n_atoms = before.stat().st_size if before.exists() else 0  # a byte each
+        for path, column in SPINS.items():
+            self._columns[path] = column
+            self._spool(path).write_bytes(np.full((n_atoms, 3), np.nan).tobytes())
 
     def _index(self, table: str, word: str) -> int:
         return self._tables[table].setdefault(word, len(self._tables[table]))
@@ -305,13 +318,15 @@ def count_edges(batch: Batch, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def geometry_hash(system: Batch) -> int:
-    """64 bits of elements, positions to `GEOMETRY_A`, cell, pbc, charge and spin."""
+    """64 bits of elements, positions to `GEOMETRY_A`, cell, pbc, charge, spin and moments."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update(system.atomic_numbers.numpy().astype(np.uint8).tobytes())
     for values in (system.positions, system.cell):
         digest.update(np.rint(values.numpy() / GEOMETRY_A).astype(np.int64).tobytes())
     digest.update(system.pbc.numpy().tobytes())
     digest.update(repr([_total(system.charge), _total(system.spin)]).encode())
+    if system.magmoms is not None:
+        digest.update(np.rint(system.magmoms.numpy() / GEOMETRY_A).astype(np.int64).tobytes())
     return int.from_bytes(digest.digest(), "little")
 
 
@@ -331,6 +346,8 @@ def content_bytes(frame: Frame) -> bytes:
     found = b"".join(part.tobytes() for part in parts) + frame.subset.encode() + b"\0"
     for name, value in sorted(frame.properties.items()):
         found += name.encode() + b"\0" + value.tobytes()
+    for spins in (frame.magmoms, frame.magnetic_forces):  # `labels_of` says which are there
+        found += b"" if spins is None else spins.tobytes()
     return found
 
 
@@ -362,6 +379,17 @@ def _plain(system: Batch) -> Batch:
 
 def _spooled(column: Column) -> np.dtype:
     return np.dtype(column.dtype or "float64")
+
+
+def _spins(frames: list[Frame]) -> dict[str, np.ndarray]:
+    """The columns of spins; NaN for frames without."""
+    return {
+        path: np.concatenate([
+            _or_nan(getattr(f, path.removeprefix("atoms/")), (len(f.system.positions), 3))
+            for f in frames
+        ])
+        for path in SPINS
+    }  # fmt: skip
 
 
 def _total(value: Any) -> float:

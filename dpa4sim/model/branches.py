@@ -186,6 +186,8 @@ class BranchedDPA4(DPA4):
                 "Branches are of energies and their gradients. Leave out force_head, or train each "
                 "set of direct forces by itself."
             )
+        if plain.config.has_spins:
+            raise ConfigError("Branches have no spins yet. Leave out spin, or train one set alone.")
         if not isinstance(plain.head, EnergyHead):
             raise ConfigError(
                 f"The network predicts the property '{plain.config.property_head.name}', and "

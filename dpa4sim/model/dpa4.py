@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges
+from dpa4sim.errors import ModelError
 from dpa4sim.kernels.row_chunks import edge_cuts, in_chunks
 from dpa4sim.kernels.triton_plan import Accuracy, EdgeGraph
 from dpa4sim.kernels.workspace import is_large, room
@@ -34,6 +35,7 @@ from dpa4sim.model.embedding import (
 from dpa4sim.model.frames import RotationRows
 from dpa4sim.model.grid import GridProduct
 from dpa4sim.model.readout import EnergyHead, PropertyHead, Readout
+from dpa4sim.model.spin import MomentFeatures, Moments
 from dpa4sim.model.zbl import Bridge, repulsion, source_gate
 
 DEGREE_FLOOR = 0.25
@@ -54,6 +56,7 @@ class DPA4(nn.Module):
         self.triton: Accuracy | None = None
         self.prepared = self.recompute = False
         C, n_species = config.channels, len(config.species)
+        native = config.has_spins and not config.has_virtual_atoms
         node_degree = config.top_degree + config.extra_degree
         radial_exponent, self.edge_exponent = config.envelope_exponents
         # The reference keeps this one radius in single precision.
@@ -62,7 +65,7 @@ class DPA4(nn.Module):
         self.bridge = None
         if config.zbl_inner is not None and config.zbl_outer is not None:
             self.bridge = Bridge(config.zbl_inner, config.zbl_outer)
-        self.species_table = nn.Parameter(species_table(n_species, C))
+        self.species_table = nn.Parameter(species_table(config.n_kinds, C))
         self.charge_spin = ChargeSpin(C) if config.charge_spin else None
         self.basis = RadialBasis(
             config.radial_basis, config.n_radial, config.cutoff, radial_exponent
@@ -73,8 +76,10 @@ class DPA4(nn.Module):
         self.environment = None
         if config.environment_seed:
             self.environment = EnvironmentSeed(
-                n_species, C, config.n_radial, config.edge_norm, config.bias
+                config.n_kinds, C, config.n_radial, config.edge_norm, config.bias, native
             )
+        self.moments = Moments(config) if config.has_spins else None
+        self.moment_features = MomentFeatures(n_species, C) if native else None
         self.blocks = nn.ModuleList(
             Block(config, degree, order)
             for degree, order in zip(config.degrees, config.orders, strict=True)
@@ -100,6 +105,7 @@ class DPA4(nn.Module):
         edges: Edges,
         charge: Float[Tensor, " atom"] | None = None,
         spin: Float[Tensor, " atom"] | None = None,
+        moments: Float[Tensor, "atom 3"] | None = None,
     ) -> tuple[Float[Tensor, " atom"], Float[Tensor, "atom channel"]]:
         """Atomic energies in eV (float64) and descriptors.
 
@@ -108,11 +114,14 @@ class DPA4(nn.Module):
             edges: vectors in Å in the model's dtype, sorted by center.
             charge: total charge of each atom's system, for a charge_spin model.
             spin: total spin of each atom's system.
+            moments: magnetic moment of each atom in Bohr magnetons, for a model with spins; with
+                the vectors, what the energy is differentiated by.
 
-        Invariant under rotations and translations.  A mirror image may differ (V of Eq. 19 tells
-        left from right).  C3 at the cutoff, but for the ZBL term, which the reference cuts there.
+        Invariant under translations and rotations, the moments turning with the positions.  A
+        mirror image may differ (V of Eq. 19 tells left from right).  C3 at the cutoff, but for the
+        ZBL term, which the reference cuts there, and for virtual atoms (model/spin.py).
         """
-        descriptor, vector = self._describe(species, edges, charge, spin)
+        descriptor, vector = self._describe(species, edges, charge, spin, moments)
         energy = self.head(descriptor).double() + self.energy_shift[species]
         if self.bridge is not None:
             energy = energy + self._repulsion(species, edges, vector)
@@ -146,7 +155,7 @@ class DPA4(nn.Module):
         a mirror image may differ, as of `forward`.
         """
         seed = None if given is None else self.head.embed(given)  # type: ignore[operator]
-        x, _ = self._latent(species, edges, charge, spin, seed)
+        x, _ = self._latent(species, edges, charge, spin, seed=seed)
         return self.head(self.readout(x), x, species, self.energy_shift)
 
     def features(
@@ -155,16 +164,22 @@ class DPA4(nn.Module):
         edges: Edges,
         charge: Float[Tensor, " atom"] | None = None,
         spin: Float[Tensor, " atom"] | None = None,
+        moments: Float[Tensor, "atom 3"] | None = None,
     ) -> tuple[Float[Tensor, "atom channel"], Float[Tensor, "atom hidden"]]:
         """Descriptors and the head's last hidden layer; arguments of `forward`."""
-        descriptor, _ = self._describe(species, edges, charge, spin)
+        descriptor, _ = self._describe(species, edges, charge, spin, moments)
         return descriptor, self.head.hidden(descriptor)
 
     def _describe(
-        self, species: Tensor, edges: Edges, charge: Tensor | None, spin: Tensor | None
+        self,
+        species: Tensor,
+        edges: Edges,
+        charge: Tensor | None,
+        spin: Tensor | None,
+        moments: Tensor | None = None,
     ) -> tuple[Float[Tensor, "atom channel"], Float[Tensor, "edge 3"]]:
         """Descriptors, and the vectors of the edges as they were used."""
-        x, vector = self._latent(species, edges, charge, spin)
+        x, vector = self._latent(species, edges, charge, spin, moments)
         return self.readout(x), vector
 
     def _latent(
@@ -173,23 +188,42 @@ class DPA4(nn.Module):
         edges: Edges,
         charge: Tensor | None,
         spin: Tensor | None,
+        moments: Tensor | None = None,
         seed: Float[Tensor, "atom lm channel"] | None = None,
     ) -> tuple[Float[Tensor, "atom lm channel"], Float[Tensor, "edge 3"]]:
         """Features after the last block, and the vectors; `seed` is added to the first features."""
-        vector = edges.vector
-        if self.config.excluded_pairs:
-            silent = vector.new_tensor([0.0, 0.0, 2 * self.config.cutoff])
-            hidden = self.excluded[species[edges.center], species[edges.neighbor]]
-            vector = torch.where(hidden[:, None], silent, vector)
+        n_atoms, vector = len(species), self._in_sight(species, edges)
+        seen = vector
+        if self.moments is not None:
+            if moments is None:
+                raise ModelError("This model has spins; it needs the magnetic moments.")
+            moments = self.moments(species, moments)
+            if self.config.has_virtual_atoms:
+                species, edges, owner = self.moments.with_virtual_atoms(species, edges, moments)
+                vector = self._in_sight(species, edges)
+                charge = None if charge is None else charge[owner]
+                spin = None if spin is None else spin[owner]
         length = ((vector * vector).sum(1) + self.config.epsilon**2).sqrt()
         features, radial_vector, basis = self._edge_features(
-            species, edges, vector, length, charge, spin
+            species, edges, vector, length, charge, spin, moments
         )
         x = self._embed(species, features, radial_vector, basis)
         x = x if seed is None else x + seed
+        if self.moment_features is not None:
+            around = None if self.environment is None else features
+            x = self.moment_features(x, moments, species, around)
         for block in self.blocks:
             x = self._pass(block, x[:, : block.n_rows], features)
-        return x, vector
+        return x[:n_atoms], seen
+
+    def _in_sight(self, species: Tensor, edges: Edges) -> Float[Tensor, "edge 3"]:
+        """The vectors, but for excluded pairs, which are put out of sight."""
+        vector = edges.vector
+        if not self.config.excluded_pairs:
+            return vector
+        silent = vector.new_tensor([0.0, 0.0, 2 * self.config.cutoff])
+        hidden = self.excluded[species[edges.center], species[edges.neighbor]]
+        return torch.where(hidden[:, None], silent, vector)
 
     def _pass(self, block: nn.Module, x: Tensor, edges: EdgeFeatures) -> Tensor:
         """One block; with `recompute` its activations are made again in the backward pass."""
@@ -205,7 +239,8 @@ class DPA4(nn.Module):
         length: Tensor,
         charge: Tensor | None,
         spin: Tensor | None,
-    ) -> tuple[EdgeFeatures, Float[Tensor, "edge 4"], Float[Tensor, "edge basis"]]:
+        moments: Tensor | None = None,
+    ) -> tuple[EdgeFeatures, Float[Tensor, "edge column"], Float[Tensor, "edge basis"]]:
         """Everything of an edge that depends on geometry and species only."""
         config, n_atoms = self.config, species.shape[0]
         direction = vector / length[:, None]
@@ -230,7 +265,7 @@ class DPA4(nn.Module):
             weight=weight,
             hidden=hidden,
             profile_weight=self.radial.out_by_degree,
-            species=self._species_features(species, charge, spin),
+            species=self._species_features(species, charge, spin, moments),
             gate=gate,
             degree_scale=degree_scale(
                 weight, edges.center, n_atoms, config.epsilon if self.legacy else DEGREE_FLOOR
@@ -243,7 +278,10 @@ class DPA4(nn.Module):
             learning=learning,
         )
         radial_vector = (features.gated_weight / length)[:, None]
-        return features, torch.cat([radial_vector, radial_vector * direction], 1), basis
+        columns = [radial_vector, radial_vector * direction]
+        if self.moment_features is not None and moments is not None:
+            columns.append(features.gated_weight[:, None] * moments[edges.neighbor])
+        return features, torch.cat(columns, 1), basis
 
     def _radial(self, basis: Float[Tensor, "edge basis"]) -> Float[Tensor, "edge hidden"]:
         """The radial network, a few edges at a time."""
@@ -276,9 +314,15 @@ class DPA4(nn.Module):
         return EdgeGraph.build(edges.neighbor, edges.row_ptr)
 
     def _species_features(
-        self, species: Tensor, charge: Tensor | None, spin: Tensor | None
+        self,
+        species: Tensor,
+        charge: Tensor | None,
+        spin: Tensor | None,
+        moments: Tensor | None,
     ) -> Float[Tensor, "atom channel"]:
         features = self.species_table[species]
+        if self.moment_features is not None and moments is not None:
+            features = features + self.moment_features.scalars(moments)
         if self.charge_spin is None or charge is None or spin is None:
             return features
         return features + self.charge_spin(charge, spin)
@@ -326,8 +370,8 @@ class DPA4(nn.Module):
         return self
 
     def _excluded_table(self) -> Tensor:
-        names = self.config.species
-        table = torch.zeros(len(names), len(names), dtype=torch.bool)
+        names, n_kinds = self.config.species, self.config.n_kinds
+        table = torch.zeros(n_kinds, n_kinds, dtype=torch.bool)
         for a, b in self.config.excluded_pairs:
             i, j = names.index(a), names.index(b)
             table[i, j] = table[j, i] = True

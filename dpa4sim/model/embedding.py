@@ -103,10 +103,19 @@ class EnvironmentSeed(nn.Module):
         x_i <- x_i (1 + e^a tanh(scale)) + e^b tanh(shift),   [scale, shift] = (A^T A)[:, :d] W
 
     g_ij is a perceptron of the radial basis and both species.  The outer matrices of both
-    perceptrons act after sums, not on edges.
+    perceptrons act after sums, not on edges.  Magnetic moments, where there are any, make a matrix
+    B_i = n_i sum_j eta_j s(r) m_j (x) g_ij of their own, and A^T A becomes A^T A + beta B^T B.
     """
 
-    def __init__(self, n_species: int, channels: int, n_radial: int, norm: bool, bias: bool):
+    def __init__(
+        self,
+        n_species: int,
+        channels: int,
+        n_radial: int,
+        norm: bool,
+        bias: bool,
+        moments: bool = False,
+    ) -> None:
         super().__init__()
         embed = min(channels, 128)
         kinds = min(32, max(8, channels // 4))
@@ -122,6 +131,7 @@ class EnvironmentSeed(nn.Module):
         self.shift_norm = nn.Parameter(torch.ones(1, channels)) if norm else None
         self.scale_strength_log = nn.Parameter(torch.full((1,), log(0.01)))
         self.shift_strength_log = nn.Parameter(torch.full((1,), log(0.01)))
+        self.moment_scale = nn.Parameter(torch.zeros(1)) if moments else None
 
     def edge_features(
         self,
@@ -148,14 +158,14 @@ class EnvironmentSeed(nn.Module):
             pair = pair + self.radial.outer_bias @ of_radial
         return silu(torch.addmm(pair, silu(inner), self.radial.outer @ of_radial))
 
-    def moments(
+    def weighted_sums(
         self,
         basis: Float[Tensor, "edge basis"],
-        radial_vector: Float[Tensor, "edge 4"],
+        radial_vector: Float[Tensor, "edge column"],
         species: Int[Tensor, " atom"],
         edges: EdgeFeatures,
-    ) -> Float[Tensor, "atom 4 hidden"]:
-        """sum_j eta_j (s, s r_ij) (x) the hidden layer of g_ij."""
+    ) -> Float[Tensor, "atom column hidden"]:
+        """sum_j of the columns (eta_j s, eta_j s r_ij, ...) (x) the hidden layer of g_ij."""
         center, neighbor, offsets = edges.center, edges.neighbor, edges.offsets
         if not edges.sparing or offsets is None:
             hidden = self.edge_features(basis, self.species_table[species], center, neighbor)
@@ -173,7 +183,7 @@ class EnvironmentSeed(nn.Module):
         self,
         features: Float[Tensor, "atom channel"],
         basis: Float[Tensor, "edge basis"],
-        radial_vector: Float[Tensor, "edge 4"],
+        radial_vector: Float[Tensor, "edge column"],
         species: Int[Tensor, " atom"],
         edges: EdgeFeatures,
         epsilon: float,
@@ -182,16 +192,20 @@ class EnvironmentSeed(nn.Module):
 
         Args:
             basis: radial functions.
-            radial_vector: eta_j s(r) / r (1, unit vector).
+            radial_vector: eta_j s(r) / r (1, unit vector); then eta_j s(r) m_j, if there are any.
             species: row of each atom in the species table.
         """
-        moments = self.moments(basis, radial_vector, species, edges)
+        moments = self.weighted_sums(basis, radial_vector, species, edges)
         matrix = moments @ self.pair.outer
         if self.pair.outer_bias is not None:
             total = sum_edges(radial_vector, edges.center, features.shape[0])
             matrix = matrix + total[:, :, None] * self.pair.outer_bias
         matrix = matrix * edges.degree_scale[:, None, None]
-        invariant = matrix.transpose(1, 2) @ matrix[:, :, : self.axis]
+        geometry, magnetic = matrix[:, :4], matrix[:, 4:]
+        invariant = geometry.transpose(1, 2) @ geometry[:, :, : self.axis]
+        if self.moment_scale is not None:
+            among_moments = magnetic.transpose(1, 2) @ magnetic[:, :, : self.axis]
+            invariant = invariant + self.moment_scale * among_moments
         scale_logit, shift_logit = (invariant.flatten(1) @ self.out).split(self.channels, 1)
         if self.scale_norm is not None and self.shift_norm is not None:
             scale_logit = root_mean_square(scale_logit, self.scale_norm, epsilon)

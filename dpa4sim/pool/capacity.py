@@ -15,6 +15,7 @@ import torch
 from dpa4sim import __version__
 from dpa4sim.batch import Batch
 from dpa4sim.edges import neighbors
+from dpa4sim.moments import magnetic_elements
 from dpa4sim.potential import EnergyModel, Potential
 
 PROBES = (6, 8)
@@ -88,6 +89,9 @@ def probe(model: EnergyModel, n: int) -> Batch:
     element = min(getattr(model, "known_elements", None) or {1})
     cell = n * spacing * torch.eye(3, dtype=torch.float64)
     state: dict[str, Any] = {"charge": 0, "spin": 0} if _is_conditioned(model) else {}
+    magnetic = magnetic_elements(model)
+    if magnetic:
+        element, state["magmoms"] = min(magnetic), torch.ones_like(positions)
     batch = Batch.single(positions, [element] * len(positions), cell, True, **state)
     return batch.to(model.device)
 

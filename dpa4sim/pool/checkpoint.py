@@ -170,8 +170,15 @@ def claim(directory: Path) -> Any:
 class Silent:
     """A model that says zero and knows no edges: what it starts has the shapes and nothing else."""
 
-    def __init__(self, device: torch.device, cutoff: float, has_spread: bool = False):
+    def __init__(
+        self,
+        device: torch.device,
+        cutoff: float,
+        has_spread: bool = False,
+        magnetic: frozenset[int] = frozenset(),
+    ):
         self.device, self.cutoff, self.has_spread = device, cutoff, has_spread
+        self.magnetic_elements = magnetic
 
     def __call__(self, batch: Batch) -> Prediction:
         """Zero."""
@@ -184,6 +191,8 @@ class Silent:
             spreads["force_spread"] = torch.zeros_like(batch.positions[:, 0])
             spreads["energy_spread"] = torch.zeros_like(batch.cell[:, 0, 0])
             spreads["uncertain"] = ~searched
+        if self.magnetic_elements:
+            spreads["magnetic_forces"] = torch.zeros_like(batch.positions)
         return Prediction(
             energy=torch.zeros_like(batch.cell[:, 0, 0]),
             forces=torch.zeros_like(batch.positions),

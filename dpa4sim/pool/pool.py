@@ -21,6 +21,7 @@ import torch
 
 from dpa4sim.edges import estimated_edges
 from dpa4sim.errors import Status
+from dpa4sim.moments import magnetic_elements
 from dpa4sim.pool.capacity import Capacity, is_out_of_memory
 from dpa4sim.pool.checkpoint import Silent, Snapshot, Store
 from dpa4sim.pool.pack import fill, flatten, join, take, to_device
@@ -282,7 +283,8 @@ class Pool[State, Result]:
     def _restored(self, jobs: Sequence[Job], snapshot: Snapshot, prefix: str) -> Any:
         """The state of the checkpoint: begun with a model that says nothing, then filled."""
         model = self.model
-        silent = Silent(model.device, model.cutoff, getattr(model, "has_spread", False))
+        spread, magnetic = getattr(model, "has_spread", False), magnetic_elements(model)
+        silent = Silent(model.device, model.cutoff, spread, magnetic)
         blank = self.method.start(jobs, silent)
         return fill(blank, snapshot.tensors, prefix)
 

@@ -72,6 +72,8 @@ def inspect_prediction(geometry: Geometry, prediction: Prediction) -> Int[Tensor
     """
     batch, forces = geometry.batch, prediction.forces
     finite = torch.isfinite(prediction.energy) & _finite(forces, batch)
+    if prediction.magnetic_forces is not None:
+        finite = finite & _finite(prediction.magnetic_forces, batch)
     has_stress = geometry.moves_cell | (volume(batch.cell) > 0)
     if prediction.has_stress:
         finite = finite & (torch.isfinite(_total(prediction.stress)) | ~has_stress)

@@ -20,9 +20,11 @@ from dpa4sim.errors import Status
 from dpa4sim.lattice import side_by_side
 from dpa4sim.pool.pack import choose
 from dpa4sim.potential import EnergyModel, Prediction
+from dpa4sim.relax import spins
 from dpa4sim.relax.cell import Geometry, generalized_forces, move, place
 from dpa4sim.relax.criterion import inspect_geometry, inspect_prediction, residual
 from dpa4sim.relax.freedom import Freedom
+from dpa4sim.relax.spins import Spins, at_rest, magnetic_residual, spin_force
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,9 @@ class FireSettings:
         mixing: first share of the force direction in the velocity.
         mixing_decay: factor of the share at each growth.
         max_edges: a system that is estimated to have more is out of memory.
+        moments: whether magnetic moments relax too, see `spins`.
+        magnetic_fmax: eV per Bohr magneton; a system whose moments relax is converged when its
+            magnetic forces are below, too.
     """
 
     fmax: float = 0.02
@@ -54,6 +59,8 @@ class FireSettings:
     mixing: float = 0.1
     mixing_decay: float = 0.99
     max_edges: float = math.inf
+    moments: bool = False
+    magnetic_fmax: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class FireState:
         status: `errors.Status` as an integer.
         residual: largest norm of a generalised force, eV/Å; converged when below fmax.
         settings: the same for every system.
+        spins: forces and velocities of the moments; None where they stand still.
     """
 
     freedom: Freedom
@@ -92,6 +100,7 @@ class FireState:
     status: Int[Tensor, " system"]
     residual: Float[Tensor, " system"]
     settings: FireSettings
+    spins: Spins | None = None
 
     @property
     def batch(self) -> Batch:
@@ -146,6 +155,7 @@ def fire_init(
         status=torch.full_like(batch.n_atoms, Status.RUNNING),
         residual=residual(batch, force, cell_force),
         settings=settings,
+        spins=at_rest(prediction) if settings.moments else None,
     )
     sickness = inspect_geometry(geometry, model.cutoff, settings.max_edges)
     for verdict in (
@@ -163,8 +173,10 @@ def fire_step(state: FireState, model: EnergyModel) -> FireState:
     systems that no longer run are evaluated again where they stand, to no effect.
     """
     running, system_idx = state.running, state.batch.system_idx
-    state, step, cell_step = _accelerate(state)
+    state, step, cell_step, turn = _accelerate(state)
     moved = move(state.geometry, step, cell_step)
+    if turn is not None:
+        moved = replace(moved, batch=spins.moved(moved.batch, turn))
     sickness = inspect_geometry(moved, model.cutoff, state.settings.max_edges)
     sound = running & (sickness == Status.RUNNING)
     moved = replace(moved, batch=choose(sound, system_idx, moved.batch, state.batch))
@@ -185,6 +197,8 @@ def fire_step(state: FireState, model: EnergyModel) -> FireState:
         steps=state.steps + running,
         residual=residual(geometry.batch, force, cell_force),
     )
+    if state.spins is not None:
+        state = replace(state, spins=replace(state.spins, force=spin_force(prediction)))
     return _judge(state, running, sickness)
 
 
@@ -203,8 +217,12 @@ def _ask(model: EnergyModel, geometry: Geometry) -> Prediction:
 
 def _accelerate(
     state: FireState,
-) -> tuple[FireState, Float[Tensor, "atom 3"], Float[Tensor, "system 3 3"]]:
-    """New velocities and clocks, and the move.  ASE mixes with the old alpha, kicks with new dt.
+) -> tuple[
+    FireState, Float[Tensor, "atom 3"], Float[Tensor, "system 3 3"], Float[Tensor, "atom 3"] | None
+]:
+    """New velocities and clocks, and the move of atoms, cell and moments.
+
+    ASE mixes with the old alpha, kicks with new dt.
 
     downhill (power > 0):  v <- (1 - alpha) v + alpha |v| F/|F|;  after `patience` moves faster
     uphill:                v <- 0, dt shrinks, alpha starts again; the first move leaves dt alone
@@ -216,6 +234,11 @@ def _accelerate(
     speeds, forces = (velocity, cell_velocity), (state.force, state.cell_force)
     power = _inner(speeds, forces, state.batch)
     speed2, force2 = _inner(speeds, speeds, state.batch), _inner(forces, forces, state.batch)
+    if state.spins is not None:
+        own = state.spins.velocity, state.spins.force
+        power = power + spins.power(*own, state.batch)
+        speed2 = speed2 + spins.power(own[0], own[0], state.batch)
+        force2 = force2 + spins.power(own[1], own[1], state.batch)
     downhill, first = power > 0, state.steps == 0
     faster = downhill & (state.n_positive > settings.patience)
 
@@ -241,7 +264,13 @@ def _accelerate(
         alpha=alpha,
         n_positive=torch.where(downhill, state.n_positive + 1, 0),
     )
-    return state, _spread(scale, system_idx) * velocity, rate * cell_velocity
+    step, cell_step = _spread(scale, system_idx) * velocity, rate * cell_velocity
+    if state.spins is None:
+        return state, step, cell_step, None
+    turning = keep[:, 0].index_select(0, system_idx) * state.spins.velocity
+    turning = turning + push[:, 0].index_select(0, system_idx) * state.spins.force
+    state = replace(state, spins=replace(state.spins, velocity=turning))
+    return state, step, cell_step, _spread(scale, system_idx) * turning
 
 
 def _spread(values: Float[Tensor, " system"], system_idx: Int[Tensor, " atom"]) -> Tensor:
@@ -264,6 +293,9 @@ def _judge(
     exhausted = state.steps >= state.settings.max_steps
     verdict = torch.where(exhausted, Status.MAX_STEPS, Status.RUNNING)
     converged = state.residual < state.settings.fmax
+    if state.spins is not None:
+        still = magnetic_residual(state.prediction, state.batch) < state.settings.magnetic_fmax
+        converged = converged & still
     verdict = torch.where(converged, Status.CONVERGED, verdict)
     verdict = torch.where(sickness == Status.RUNNING, verdict, sickness)
     return replace(state, status=torch.where(running, verdict, state.status))

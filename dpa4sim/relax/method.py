@@ -38,6 +38,8 @@ class Relaxation:
         optimizer = "lbfgs" if isinstance(self.settings, LbfgsSettings) else "fire"
         found = {"optimizer": optimizer, **asdict(self.settings)}
         del found["max_edges"]  # what the device can hold today
+        if not found.get("moments"):  # then nothing is said of moments, as before they could relax
+            found = {key: found[key] for key in found if key not in ("moments", "magnetic_fmax")}
         return {**found, "cell_filter": self.cell_filter, "check_every": self.stride}
 
     def start(self, jobs: Sequence[Job], model: EnergyModel) -> FireState | LbfgsState:
@@ -64,6 +66,7 @@ class Relaxation:
         steps = int(state.steps[0])
         reason = f"{status.sentence} (step {steps})" if status in SICK else status.sentence
         start, end = float(volume(job.system.cell)[0]), float(volume(state.batch.cell)[0])
+        by_moment = state.prediction.magnetic_forces
         moving = job.terms.movable[:, None] * state.prediction.forces
         return Relaxed(
             index=job.index,
@@ -78,6 +81,7 @@ class Relaxation:
             volume_change=end / start - 1 if start > 0 else math.nan,
             batch=state.batch,
             prediction=state.prediction,
+            magnetic_fmax=math.nan if by_moment is None else float(by_moment.norm(dim=1).max()),
         )
 
     def refuse(self, job: Job, status: Status, reason: str) -> Relaxed:

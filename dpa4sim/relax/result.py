@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Relaxed:
         volume_change: V / V_start - 1; NaN for a system without a cell.
         batch: the last sound geometry, on the CPU.
         prediction: what the model said there; None when it was never asked.
+        magnetic_fmax: largest magnetic force, eV per Bohr magneton; NaN of a model without spins.
     """
 
     index: int
@@ -44,6 +46,7 @@ class Relaxed:
     volume_change: float
     batch: Batch
     prediction: Prediction | None
+    magnetic_fmax: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class RelaxResult:
     volume_change: list[float]
     batches: list[Batch]
     predictions: list[Prediction | None]
+    magnetic_fmax: list[float]
 
     def __len__(self) -> int:
         return len(self.status)
@@ -80,6 +84,7 @@ class RelaxResult:
             volume_change=[r.volume_change for r in records],
             batches=[r.batch for r in records],
             predictions=[r.prediction for r in records],
+            magnetic_fmax=[r.magnetic_fmax for r in records],
         )
 
     def to_atoms(self) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from dpa4sim.relax.freedom import check_options
 from dpa4sim.relax.lbfgs import LbfgsSettings
 from dpa4sim.relax.method import Relaxation
 from dpa4sim.relax.result import Relaxed, RelaxResult, raise_if
+from dpa4sim.relax.spins import check_moments
 from dpa4sim.relax.terms import Terms
 
 OPTIMIZERS = ("lbfgs", "fire")
@@ -40,7 +42,7 @@ def relax(
     *,
     fmax: float = 0.02,
     cell: bool | Sequence[bool] = True,
-    optimizer: str = "lbfgs",
+    optimizer: str | None = None,
     cell_filter: str = "frechet",
     max_steps: int = 500,
     pressure_gpa: float | Sequence[float] = 0.0,
@@ -51,6 +53,8 @@ def relax(
     fix_symmetry: bool = False,
     max_force_spread: float | None = None,
     allow_non_conservative: bool = False,
+    moments: bool = False,
+    magnetic_fmax: float = 0.01,
     strict: bool = False,
     progress: bool | None = None,
     max_edges: float | None = None,
@@ -65,7 +69,8 @@ def relax(
             `adapters.files.structures_to_batches` takes (Atoms, Structure, a path, ...).
         fmax: converged when every force and cell-force row is shorter, eV/Å.
         cell: whether the cells relax, one answer for all or one per structure.
-        optimizer: "lbfgs", or "fire" for the path that ASE's FIRE takes.
+        optimizer: "lbfgs", or "fire" for the path that ASE's FIRE takes; None for "lbfgs", and
+            for "fire" where moments relax.
         cell_filter: of "fire": "frechet" or "unit", as ASE names them.
         max_steps: moves per structure, exactly.
         pressure_gpa: external pressure, one for all or one per structure.
@@ -78,6 +83,10 @@ def relax(
         max_force_spread: of an ensemble, eV/Å; a structure ends as UNCERTAIN, at its last geometry
             below, when the members disagree by more about the force on an atom.
         allow_non_conservative: take a model of direct forces, for fixed cells.
+        moments: of a model with spins: the magnetic moments relax together with the positions, by
+            optimizer="fire" only; else they are held.
+        magnetic_fmax: relaxing moments are converged when every magnetic force is shorter, eV per
+            Bohr magneton.
         strict: raise about a structure that is invalid or falls sick, instead of marking it.
         progress: None shows a bar on a terminal; True also writes lines elsewhere; False neither.
         max_edges: edges in the working set; None measures what the device can hold.
@@ -120,6 +129,8 @@ def relax(
         fix_symmetry=fix_symmetry,
         max_force_spread=max_force_spread,
         allow_non_conservative=allow_non_conservative,
+        moments=moments,
+        magnetic_fmax=magnetic_fmax,
         strict=strict,
         progress=progress,
         max_edges=max_edges,
@@ -136,7 +147,7 @@ def relax_each(
     *,
     fmax: float = 0.02,
     cell: bool | Iterable[bool] = True,
-    optimizer: str = "lbfgs",
+    optimizer: str | None = None,
     cell_filter: str = "frechet",
     max_steps: int = 500,
     pressure_gpa: float | Iterable[float] = 0.0,
@@ -147,6 +158,8 @@ def relax_each(
     fix_symmetry: bool = False,
     max_force_spread: float | None = None,
     allow_non_conservative: bool = False,
+    moments: bool = False,
+    magnetic_fmax: float = 0.01,
     strict: bool = False,
     progress: bool | None = None,
     max_edges: float | None = None,
@@ -166,13 +179,16 @@ def relax_each(
     strained = None if fixed else ("cell=True", "cell=False (--fixed-cell)")
     check_conservative(potential, "relax", allow_non_conservative, strained)
     limited = limit_spread(potential, max_force_spread)
+    optimizer = optimizer or ("fire" if moments else "lbfgs")
     kind = torch.device(potential.device).type
     every = CHECK_EVERY.get(kind, 1) if check_every is None else check_every
     _check_settings(fmax, max_steps, optimizer, cell_filter, max_edges, every)
+    check_moments(potential, moments, magnetic_fmax, optimizer, fix_symmetry)
     capacity = edge_capacity(potential) if max_edges is None else Capacity(max_edges, math.inf)
     _check_strains(cell, mask, hydrostatic, constant_volume)
     terms = Terms(cell, pressure_gpa, fixed_atoms, mask, hydrostatic, constant_volume, fix_symmetry)
-    method = _method(optimizer, cell_filter, fmax, max_steps, every, capacity.largest)
+    turning = (moments, magnetic_fmax)
+    method = _method(optimizer, cell_filter, fmax, max_steps, every, capacity.largest, turning)
     total = len(structures) if isinstance(structures, Sequence) else None
     store = None
     if directory is not None:
@@ -207,10 +223,18 @@ def _run(
 
 
 def _method(
-    optimizer: str, cell_filter: str, fmax: float, max_steps: int, every: int, largest: float
+    optimizer: str,
+    cell_filter: str,
+    fmax: float,
+    max_steps: int,
+    every: int,
+    largest: float,
+    turning: tuple[bool, float],
 ) -> Relaxation:
     kind: Any = LbfgsSettings if optimizer == "lbfgs" else FireSettings
     settings = kind(fmax=fmax, max_steps=max_steps, max_edges=largest)
+    if isinstance(settings, FireSettings):
+        settings = replace(settings, moments=turning[0], magnetic_fmax=turning[1])
     return Relaxation(settings, cell_filter, every)
 
 

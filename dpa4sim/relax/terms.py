@@ -11,6 +11,7 @@ from dpa4sim.batch import Batch
 from dpa4sim.complaint import complaints
 from dpa4sim.edges import estimated_edges
 from dpa4sim.errors import Dpa4simError
+from dpa4sim.moments import magnetic_elements, moments_complaint, with_moments
 from dpa4sim.pool.queue import Job
 from dpa4sim.potential import EnergyModel
 from dpa4sim.relax.freedom import free, trivial_orbits, unconstrained
@@ -59,8 +60,11 @@ class Terms:
 
     def _jobs(self, group: Sequence[Any], first: Batch, model: EnergyModel) -> list[Job]:
         """The jobs of some structures, whose checks cost less together."""
-        systems = [batch.to("cpu") for _, (batch, _), *_ in group]
-        reasons = complaints(systems, getattr(model, "known_elements", None))
+        magnetic = magnetic_elements(model)
+        systems = [with_moments(batch.to("cpu"), magnetic) for _, (batch, _), *_ in group]
+        wrong = complaints(systems, getattr(model, "known_elements", None))
+        pairs = zip(wrong, systems, strict=True)
+        reasons = [reason or moments_complaint(system, magnetic) for reason, system in pairs]
         jobs = [
             self._job(
                 index, system, source, moves, pressure, atoms, reason or _unlike(first, system)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from dpa4sim.direct import is_conservative
 from dpa4sim.ensemble import limit_spread
 from dpa4sim.errors import ConfigError, DataError
+from dpa4sim.moments import magnetic_elements
 from dpa4sim.pool.checkpoint import model_fingerprint
 from dpa4sim.potential import EnergyModel
 from dpa4sim.screen.campaign import Campaign, alone, begin
@@ -127,6 +128,11 @@ def init(
         raise ConfigError(
             "screen compares energies at their minima, and this model predicts forces directly: "
             "where they vanish need not be a minimum. Take a conservative model."
+        )
+    if magnetic_elements(potential):
+        raise ConfigError(
+            "A model with spins cannot screen: candidates have no magnetic moments, and two "
+            "magnetic orders of one crystal would pass for duplicates. Use dpa4sim.relax."
         )
     asked = settings.candidates
     if given is None and not asked.files and not asked.chemical_systems:

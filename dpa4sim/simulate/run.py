@@ -18,6 +18,7 @@ from dpa4sim.direct import check_conservative
 from dpa4sim.edges import estimated_edges
 from dpa4sim.ensemble import limit_spread
 from dpa4sim.errors import SICK, DataError
+from dpa4sim.moments import magnetic_elements, moments_complaint, with_moments
 from dpa4sim.pool.capacity import Capacity, edge_capacity
 from dpa4sim.pool.checkpoint import model_fingerprint
 from dpa4sim.pool.pool import Pool
@@ -162,8 +163,10 @@ def _jobs(
 ) -> Iterator[Job]:
     """One job per replica of a structure."""
     reasons = complaints(systems, getattr(model, "known_elements", None))
-    for place, (system, wrong) in enumerate(zip(systems, reasons, strict=True)):
-        reason = wrong or _unfit(system, settings)
+    magnetic = magnetic_elements(model)
+    for place, (given, wrong) in enumerate(zip(systems, reasons, strict=True)):
+        system = with_moments(given, magnetic)
+        reason = wrong or _unfit(system, settings) or moments_complaint(system, magnetic)
         edges = 0.0 if reason else float(estimated_edges(system, model.cutoff)[0])
         for replica in range(settings.replicas):
             skipped = -(-settings.n_skipped(place) // sampling.every) * sampling.every

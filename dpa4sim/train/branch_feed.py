@@ -38,7 +38,7 @@ class BranchPlan(StepPlan):
     """
 
     branches: tuple[str, ...] = ()
-    labels_of: Mapping[str, tuple[int, int, int]] | None = None
+    labels_of: Mapping[str, tuple[int, ...]] | None = None
 
 
 class BranchFeed(Feed):
@@ -97,10 +97,10 @@ class BranchFeed(Feed):
         rows = [
             self.members[name].frames[batch] for batch, name in zip(batches, branches, strict=True)
         ]
-        energy, forces, stress = np.sum([plan.labels for plan in plans.values()], 0).tolist()
+        labels = np.sum([plan.labels for plan in plans.values()], 0).tolist()
         return BranchPlan(
             tuple(rows),
-            (energy, forces, stress),
+            tuple(labels),
             following,
             tuple(branches),
             {name: plan.labels for name, plan in plans.items()},

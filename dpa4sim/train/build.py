@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from dpa4sim.config import NAMED_SIZES, DPA4Config, PropertyConfig, from_mapping
+from dpa4sim.config import NAMED_SIZES, DPA4Config, PropertyConfig, SpinConfig, from_mapping
 from dpa4sim.data.statistics import energy_shifts
 from dpa4sim.data.store import Store, is_store
 from dpa4sim.errors import ConfigError, DataError
@@ -21,6 +21,7 @@ from dpa4sim.train.dens import check_direct, fill_direct_statistics, with_force_
 from dpa4sim.train.property import fill_statistics, with_property_head
 from dpa4sim.train.schedule import WarmupConstant, WarmupCosine, WarmupStableDecay
 from dpa4sim.train.settings import Data, Schedule, Settings
+from dpa4sim.train.spin import check_spins
 
 LABELS = {"energy": "energy", "force": "forces", "virial": "stress"}
 """Label that each term of the loss needs."""
@@ -46,7 +47,7 @@ def open_split(settings: Settings) -> tuple[Split, Split]:
         DataError: a file that is no store, an empty split, or a label that the loss needs and no
             frame has.
     """
-    data, of_property = settings.data, property_of(settings)
+    data, of_property, spins = settings.data, property_of(settings), spins_of(settings)
     train = open_store(data.train, "data.train")
     rows = usable(train, data)
     if data.valid:
@@ -68,7 +69,23 @@ def open_split(settings: Settings) -> tuple[Split, Split]:
                 else f"{data.train} has no frame that can be used."
             )
         check_labels(settings, part, name, of_property)
+        if spins.magnetic:
+            check_spins(settings, spins, part, name)
     return parts
+
+
+def spins_of(settings: Settings) -> SpinConfig:
+    """How moments enter the model that the run trains; without a magnetic species where not.
+
+    Raises:
+        ConfigError: settings that cannot be used.
+        ModelError: the model to start from can't be used.
+    """
+    if not settings.finetune.model:
+        table = settings.model.get("spin", {})
+        return from_mapping(SpinConfig, table, "The model config", "spin.")
+    network, _ = read_network(settings.finetune.model, settings.finetune.branch or None)
+    return network.config.spin
 
 
 def open_store(path: str, key: str) -> Store:

@@ -30,12 +30,13 @@ class StepPlan:
 
     Args:
         batches: rows of the store, batch by batch.
-        labels: frames with an energy, atoms with a force, frames with a stress.
+        labels: frames with an energy, atoms with a force, frames with a stress, and what more
+            kinds of labels the feed was told of.
         following: where the step after this one is.
     """
 
     batches: tuple[np.ndarray, ...]
-    labels: tuple[int, int, int]
+    labels: tuple[int, ...]
     following: Cursor
 
     @property
@@ -52,6 +53,7 @@ class Feed:
         frames: the rows that are trained on.
         sampler: cuts an epoch of those into batches.
         batches_per_step: of all devices together.
+        more_labels: labels of further kinds, one row for each kind, of each frame of the store.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Feed:
         batches_per_step: int,
         ranks: Ranks,
         device: torch.device,
+        more_labels: np.ndarray | None = None,
     ):
         self.store, self.frames, self.sampler = store, frames, sampler
         self.per_step, self.ranks, self.device = batches_per_step, ranks, device
@@ -71,6 +74,7 @@ class Feed:
             store.has("energy").astype(np.int64),
             store.has("forces") * atoms,
             store.has("stress").astype(np.int64),
+            *([] if more_labels is None else more_labels),
         ])  # fmt: skip
 
     def steps(self, first: Cursor, number: int) -> Iterator[tuple[StepPlan, list[LabelledBatch]]]:
@@ -101,5 +105,5 @@ class Feed:
 
     def _plan(self, batches: list[np.ndarray], following: Cursor) -> StepPlan:
         chosen = tuple(self.frames[batch] for batch in batches)
-        energy, forces, stress = self._labels[:, np.concatenate(chosen)].sum(1).tolist()
-        return StepPlan(chosen, (energy, forces, stress), following)
+        labels = self._labels[:, np.concatenate(chosen)].sum(1).tolist()
+        return StepPlan(chosen, tuple(labels), following)

@@ -15,6 +15,7 @@ from dpa4sim.data.statistics import compositions
 from dpa4sim.data.store import Store
 from dpa4sim.errors import ConfigError, DataError
 from dpa4sim.model import DPA4
+from dpa4sim.moments import magnetic_elements, with_moments
 from dpa4sim.potential import Potential
 
 EMBEDDING = ("species_table", "charge_spin", "basis", "radial", "environment")
@@ -62,10 +63,13 @@ def extend_species(
     weight = model.species_table
     extended = DPA4(config, dtype=weight.dtype).to(weight.device)
     state = dict(model.state_dict())
+    kinds = torch.cat([rows, rows + len(old)]) if config.has_virtual_atoms else rows
     for name in ("species_table", "environment.species_table"):
         if name in state:  # the last row is the reference's padding
-            state[name] = torch.cat([state[name][rows], state[name][-1:]])
-    for name in ("energy_shift", "head.bias", "head.spread", "head.energy_spread"):
+            state[name] = torch.cat([state[name][kinds], state[name][-1:]])
+    of_moments = ("moment_features.own", "moment_features.of_neighbor")
+    of_heads = ("head.bias", "head.spread", "head.energy_spread")
+    for name in ("energy_shift", *of_heads, *of_moments):
         if name in state and state[name].ndim and len(state[name]) == len(old):
             state[name] = state[name][rows]
     extended.load_state_dict(state)
@@ -117,6 +121,7 @@ def _energies(potential: Potential, store: Store, rows: np.ndarray) -> np.ndarra
     found = []
     for number in np.unique(batch_of):
         batch = store.batch(rows[batch_of == number]).to(potential.device).batch
+        batch = with_moments(batch, magnetic_elements(potential))
         found.append(potential(batch).energy.cpu().numpy())
     return np.concatenate(found)
 

@@ -33,17 +33,19 @@ class Weights:
 
     @classmethod
     def at(cls, loss: Loss, rate: float) -> Weights:
-        """Between the first and the last weight as the learning rate is between its largest and 0.
+        """Each `weight_at` the rate."""
+        terms = (loss.energy, loss.force, loss.virial)
+        return cls(*(weight_at(term, rate) for term in terms))
 
-        Args:
-            rate: learning rate as a share of the largest.
-        """
 
-        def value(term: Term) -> float:
-            first, last = term[0], term[-1]
-            return last if first == last else first * rate + last * (1 - rate)
+def weight_at(term: Term, rate: float) -> float:
+    """Between the first and the last weight as the learning rate is between its largest and 0.
 
-        return cls(value(loss.energy), value(loss.force), value(loss.virial))
+    Args:
+        rate: learning rate as a share of the largest.
+    """
+    first, last = term[0], term[-1]
+    return last if first == last else first * rate + last * (1 - rate)
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def objective(
         total: labels of each kind in all batches of the step, on all devices.
     """
     energy = _energy_term(found.energy, settings).sum()
-    force = _force_term(found.forces, settings).sum()
+    force = force_term(found.forces, settings).sum()
     virial = _energy_term(found.virial, settings).mean((1, 2)).sum()
     scale = 1 / total.clamp(min=1)
     parts = torch.stack([weights.energy * energy, weights.force * force, weights.virial * virial])
@@ -162,7 +164,7 @@ def _energy_term(x: Tensor, settings: Loss) -> Tensor:
     return _curve(x.abs(), settings)
 
 
-def _force_term(x: Float[Tensor, "atom 3"], settings: Loss) -> Float[Tensor, " atom"]:
+def force_term(x: Float[Tensor, "atom 3"], settings: Loss) -> Float[Tensor, " atom"]:
     """Of each atom's residual vector: its length, mean square component, or Huber's of length."""
     if settings.form == "mse":
         return (x * x).mean(1)

@@ -35,7 +35,11 @@ SCORE_START = 0.5
 SMALLEST_STEP = 0.1
 COSINE_FLOOR = 1e-12
 
-PLAIN_ENDINGS = ("table", "bias", "biases", "scales", "norm", "null_logit", "basis.parameter")
+OF_MOMENTS = ("moment_features.own", "moment_features.of_neighbor")
+PLAIN_ENDINGS = (
+    *("table", "bias", "biases", "scales", "norm", "null_logit", "basis.parameter"),
+    *OF_MOMENTS,
+)
 """Tensors of ours that the reference sends to Adam without decay whatever their shape."""
 DECAYED_ENDINGS = ("radial_logit", "gate_weight", "focus_weight")
 """Tensors of ours that the reference sends to AdamW whatever their shape."""

@@ -14,11 +14,13 @@ import torch
 
 from dpa4sim.data.batch import LabelledBatch
 from dpa4sim.direct import DirectModel
+from dpa4sim.moments import magnetic_elements, with_moments
 from dpa4sim.plots import draw_curves, draw_parity
 from dpa4sim.pool.checkpoint import whole
 from dpa4sim.potential import Potential
 from dpa4sim.property import PropertyModel
 from dpa4sim.train.loss import Errors
+from dpa4sim.train.spin import compared_with_spins
 from dpa4sim.units import GPA_PER_EV_A3
 
 SHOWN = {
@@ -31,6 +33,9 @@ SHOWN = {
     "stress_mae": ("GPa", GPA_PER_EV_A3),
     "stress_rmse": ("GPa", GPA_PER_EV_A3),
     "noise_rmse": ("of its spread", 1.0),
+    "magnetic_force_mae": ("meV/μB", 1e3),
+    "magnetic_force_rmse": ("meV/μB", 1e3),
+    "magnetic_force_length": ("meV/μB", 1e3),
     "property_mae": ("in the labels' unit", 1.0),
     "property_rmse": ("in the labels' unit", 1.0),
     "property_scaled_mae": ("of their spread", 1.0),
@@ -67,6 +72,7 @@ SHORT = (
     ("F", "force_mae"),
     ("S", "stress_mae"),
     ("noise", "noise_rmse"),
+    ("M", "magnetic_force_mae"),
     ("MAE", "property_mae"),
     ("=", "property_scaled_mae"),
 )
@@ -192,12 +198,17 @@ def _of_energies(
     for labelled in batches:
         labelled = labelled.to(potential.device)
         ask = potential.predict if isinstance(potential, DirectModel) else potential
-        prediction = ask(labelled.batch)
+        prediction = ask(with_moments(labelled.batch, magnetic_elements(potential)))
         size = labelled.batch.n_atoms
         add("energy", labelled.energy / size, prediction.energy / size)
         add("forces", labelled.forces, prediction.forces)
         if prediction.has_stress:
             add("stress", labelled.stress, prediction.stress)
+        if potential.config.has_spins:
+            found = compared_with_spins(potential.config, labelled, prediction)
+            if found.known.any():
+                label = labelled.magnetic_forces[found.known]  # type: ignore[index]
+                add("magnetic forces", label, label + found.magnetic[found.known])
     return {
         name: (np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found]))
         for name, found in pairs.items()

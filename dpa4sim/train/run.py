@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dpa4sim import __version__
@@ -37,6 +38,7 @@ from dpa4sim.train.property import PropertyTrainer
 from dpa4sim.train.ranks import Ranks
 from dpa4sim.train.report import LiveLine, columns_of, in_short, shown, write_curves, write_parity
 from dpa4sim.train.settings import Settings, read_settings
+from dpa4sim.train.spin import SpinTrainer, load_of, said_of
 from dpa4sim.train.validation import batches_of, merit, validation_errors
 
 PARITY_ATOMS = 20_000
@@ -135,6 +137,7 @@ class TrainingRun:
         self.settings, self.ranks, self.path, self.place = settings, ranks, path, place
         self.train_set, self.valid_set = train_set, valid_set
         self.device = ranks.device(settings.run.device)
+        self.notes: list[str] = []
         self.trainer = self._trainer(self._network().to(self.device))
         self.live = LiveLine(settings.run.steps, settings.run.log_every_s, quiet)
         self.table = Table(path / "train.csv", self._columns())
@@ -145,9 +148,10 @@ class TrainingRun:
 
     def go(self, ending: Ending) -> TrainResult:
         """Every step that is left, validations, checkpoints; then the report."""
-        self._say(self._introduction())
         if self.trainer.model.config.force_head != "none":
-            self._say(EXPERIMENTAL)
+            self.notes.append(EXPERIMENTAL)
+        for line in (self._introduction(), *filter(None, self.notes)):
+            self._say(line)
         every, total = self.settings.run.validate_every, self.settings.run.steps
         saved = time.monotonic()
         for step in self.trainer.steps():
@@ -198,6 +202,8 @@ class TrainingRun:
     def _kind(self, model: DPA4) -> type[Trainer]:
         if model.config.force_head != "none":
             return DirectTrainer
+        if model.config.has_spins:
+            return SpinTrainer
         return PropertyTrainer if model.config.property_head.name else Trainer
 
     def _feed(self, model: DPA4) -> Feed:
@@ -206,19 +212,35 @@ class TrainingRun:
     def _feed_of(self, part: Split, model: DPA4) -> Feed:
         """Batches of one training set."""
         data, store, frames = self.settings.data, part.store, part.frames
-        edges = store.n_edges(model.config.cutoff)[frames]
+        edges, atoms, more_labels = self._load(part, model)
         sampler = EdgeBudget(
             edges,
-            store.n_atoms[frames],
+            atoms,
             max_edges=data.max_edges or int(edges.sum()) + len(frames),
             max_atoms=data.max_atoms or None,
             multiple=data.batches_per_step,
             seed=self.settings.run.seed,
         )
-        per_step = data.batches_per_step
         return Feed(
-            store, frames, sampler, batches_per_step=per_step, ranks=self.ranks, device=self.device
+            store,
+            frames,
+            sampler,
+            batches_per_step=data.batches_per_step,
+            ranks=self.ranks,
+            device=self.device,
+            more_labels=more_labels,
         )
+
+    def _load(self, part: Split, model: DPA4) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Edges and atoms of each training frame, and labels that only this kind of model has."""
+        store, frames = part.store, part.frames
+        if not model.config.has_spins:
+            return store.n_edges(model.config.cutoff)[frames], store.n_atoms[frames], None
+        load = load_of(store, frames, model.config)
+        self.notes += [said_of(load, model.config)]
+        labels = np.zeros((1, len(store)), np.int64)
+        labels[0, frames] = load.n_labels
+        return load.n_edges, load.n_atoms, labels
 
     @staticmethod
     def hashes(train_set: Split, valid_set: Split) -> dict[str, str]:

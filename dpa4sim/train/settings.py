@@ -86,6 +86,7 @@ class Loss:
         energy: weight of the energy per atom.
         force: weight of the force residual.
         virial: weight of the virial per atom.
+        magnetic_force: weight of the magnetic force residual, of a model with spins only.
         property: form of the loss of a property model, which has this term alone: of each number's
             error (per atom for an extensive property) in units of the labels' spread.
         property_beta: error from which on smooth_mae is linear.
@@ -95,6 +96,7 @@ class Loss:
     energy: Term = (20.0,)
     force: Term = (20.0,)
     virial: Term = (5.0,)
+    magnetic_force: Term = (20.0,)
     huber_delta: float = 0.01
     property: Literal["smooth_mae", "mae", "mse"] = "smooth_mae"
     property_beta: float = 1.0
@@ -254,7 +256,7 @@ class Settings:
                 if not low <= number <= high:
                     bound = f"from {low:g} to {high:g}" if high < BIG else f"at least {low:g}"
                     raise ConfigError(f"{key} = {number:g}; it must be {bound}.")
-        for name in ("energy", "force", "virial"):
+        for name in ("energy", "force", "virial", "magnetic_force"):
             if len(getattr(self.loss, name)) not in (1, 2):
                 raise ConfigError(f"loss.{name} takes one weight, or two: at first and at last.")
         if not self.data.max_edges and not self.data.max_atoms:
@@ -292,6 +294,7 @@ RANGES = (
     ("loss.energy", 0, BIG),
     ("loss.force", 0, BIG),
     ("loss.virial", 0, BIG),
+    ("loss.magnetic_force", 0, BIG),
     ("loss.huber_delta", 1e-12, BIG),
     ("loss.property_beta", 1e-12, BIG),
     ("denoise.probability", 0, 1),
@@ -339,7 +342,7 @@ def read_settings(
             for name, table in named.items()
         }
     for weights in (values.get("loss", {}), *(named.values() if isinstance(named, dict) else ())):
-        for key in ("energy", "force", "virial"):
+        for key in ("energy", "force", "virial", "magnetic_force"):
             if isinstance(weights, dict) and isinstance(weights.get(key), (int, float)):
                 weights[key] = [weights[key]]
     return from_mapping(Settings, values, where)

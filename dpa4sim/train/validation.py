@@ -10,6 +10,7 @@ import numpy as np
 
 from dpa4sim.data.batch import LabelledBatch
 from dpa4sim.direct import DirectModel
+from dpa4sim.moments import magnetic_elements, with_moments
 from dpa4sim.potential import Potential
 from dpa4sim.property import PropertyModel
 from dpa4sim.train.build import Split
@@ -18,6 +19,7 @@ from dpa4sim.train.loss import Errors, Weights, compared
 from dpa4sim.train.property import PropertyErrors, property_residuals
 from dpa4sim.train.ranks import Ranks
 from dpa4sim.train.settings import Settings
+from dpa4sim.train.spin import SpinErrors, compared_with_spins
 
 BATCH_ATOMS = 500
 """Atoms that are evaluated together."""
@@ -44,6 +46,8 @@ def validation_errors(
     errors = PropertyErrors(model.device) if of_property else Errors(model.device)
     if isinstance(model, DirectModel):
         errors = DirectErrors(model.device)
+    elif model.config.has_spins:
+        errors = SpinErrors(model.device)
     for labelled in islice(batches_of(part), ranks.rank, None, ranks.world):
         labelled = labelled.to(model.device)
         if isinstance(model, PropertyModel):
@@ -52,7 +56,10 @@ def validation_errors(
         if isinstance(model, DirectModel):
             errors.add(direct_residuals(labelled, model.predict(labelled.batch)))
             continue
-        prediction = model(labelled.batch)
+        prediction = model(with_moments(labelled.batch, magnetic_elements(model)))
+        if model.config.has_spins:
+            errors.add(compared_with_spins(model.config, labelled, prediction))
+            continue
         virial = prediction.stress * labelled.batch.volume[:, None, None]
         errors.add(compared(labelled, prediction.energy, prediction.forces, virial))
     ranks.sum(errors.sums)
@@ -74,6 +81,7 @@ def merit(errors: Mapping[str, float], settings: Settings) -> float:
         (weights.energy, errors["energy_mae"]),
         (weights.force, errors["force_length"]),
         (weights.virial, errors.get("virial_mae", math.nan)),
+        (settings.loss.magnetic_force[-1], errors.get("magnetic_force_length", 0.0)),
     )
     score = sum(weight * value for weight, value in terms if weight)
     return score if math.isfinite(score) else math.inf

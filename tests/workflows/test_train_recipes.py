@@ -31,6 +31,7 @@ def test_there_are_no_others():
         *PAPER,
         "small",
         "finetune",
+        "nio_spin",
         "universal",
         "direct_water",
         "branches",
@@ -58,7 +59,10 @@ def test_a_recipe_of_the_paper(name):
     assert n / 1e6 == pytest.approx(millions, abs=0.006)
 
 
-@pytest.mark.parametrize("name", ["small", "finetune", "universal", "direct_water", "branches"])
+OTHERS = ["small", "finetune", "universal", "direct_water", "branches", "nio_spin"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_the_others_are_settings(name):
     assert read_settings(FOLDER / f"{name}.toml").run.steps > 0
 
