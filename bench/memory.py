@@ -68,7 +68,7 @@ def child(case: str, size: str, n_atoms: int) -> None:
     if case.startswith("inference"):
         model.hand_written = case != "inference, plain"
         if case == "inference, large":
-            dpa4.is_large, dpa4.room = lambda n_edges: True, lambda: 0
+            dpa4.is_large, dpa4.room = lambda n_edges: True, lambda n_edges: 0
         Potential(model)(batch)
     else:
         model.requires_grad_(True).train()

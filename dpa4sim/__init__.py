@@ -21,6 +21,7 @@ graphs.py    a network recorded as CUDA graphs
 lattice.py   algebra of cells and strains
 model/       Batch -> energy, one file per subsection of paper 4.2
 model_file.py networks to and from safetensors files
+moments.py   what a model with spins asks of a structure
 pool/        the working set that systems pass through, and its checkpoints
 potential.py energy -> forces, stress; precision
 property.py  PropertyModel: an invariant property instead of an energy; save and load

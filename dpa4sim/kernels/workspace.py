@@ -16,8 +16,12 @@ from torch import Tensor
 KEEP_BYTES = 4 << 30
 """Largest amount of idle memory that stays reserved for each dtype."""
 
-STORED_SHARE = 0.25
-"""Part of the machine's memory that one evaluation may fill for its own backward pass."""
+STORED_SHARE, FILLED_SHARE = 0.25, 0.7
+"""Parts of the machine's memory that one evaluation may fill for its own backward pass, and with
+everything else."""
+
+SPARED_BYTES = 8_000
+"""What an edge takes besides where little is stored: as in Air."""
 
 USUAL_BYTES = 40_000
 """What an edge takes where nothing is spared: twice what Neo takes."""
@@ -38,17 +42,23 @@ def keep_pages() -> bool:
 
 
 @cache
-def room() -> int:
-    """Bytes that one evaluation may store for its own backward pass."""
+def memory() -> int:
+    """Bytes that the machine has; 16 GiB where it does not say."""
     try:
-        return int(STORED_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # not a POSIX system
-        return KEEP_BYTES
+        return 16 << 30
+
+
+def room(n_edges: int) -> int:
+    """Bytes that one evaluation may store for its own backward pass."""
+    left = FILLED_SHARE * memory() - SPARED_BYTES * n_edges
+    return int(max(0.0, min(STORED_SHARE * memory(), left)))
 
 
 def is_large(n_edges: int) -> bool:
     """Whether activations that are cheap to make again are better not stored (5 % of the time)."""
-    return n_edges * USUAL_BYTES > room()
+    return n_edges * USUAL_BYTES > room(0)
 
 
 def take(shape: tuple[int, ...], like: Tensor) -> Tensor:

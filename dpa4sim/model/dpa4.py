@@ -274,7 +274,7 @@ class DPA4(nn.Module):
             graph=self._graph(edges),
             accuracy=self.triton or "exact",
             sparing=sparing,
-            keep_bytes=room() // max(1, config.n_focus * len(self.blocks)),
+            keep_bytes=room(len(basis)) // max(1, config.n_focus * len(self.blocks)),
             learning=learning,
         )
         radial_vector = (features.gated_weight / length)[:, None]

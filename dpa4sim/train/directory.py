@@ -26,7 +26,7 @@ import torch
 
 from dpa4sim.errors import ResumeError
 from dpa4sim.pool.checkpoint import claim, whole
-from dpa4sim.train.settings import Settings
+from dpa4sim.train.settings import Data, Run, Settings
 
 MAY_CHANGE = ("checkpoint_every_s", "log_every_s", "max_skipped")
 """Keys of [run] that change no number."""
@@ -99,8 +99,10 @@ class RunDirectory:
             with whole(path) as partial:
                 partial.write_text(tomli_w.dumps(without_none(asked)))
             return
-        before = flat(read_toml(path))
-        now = flat(without_none(asked))
+        before, now = flat(read_toml(path)), flat(without_none(asked))
+        usual = flat(without_none(Settings(run=Run(steps=10**9), data=Data(train="?")).to_dict()))
+        for key in now.keys() & usual.keys() - before.keys():
+            before[key] = usual[key]  # an older version did not know it
         for key in sorted(before.keys() | now.keys()):
             free = key.startswith("run.") and key.removeprefix("run.") in MAY_CHANGE
             if before.get(key) != now.get(key) and not free:

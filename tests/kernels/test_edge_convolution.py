@@ -81,7 +81,7 @@ def test_what_is_not_stored_is_made_again_to_the_same_bits(monkeypatch):
     )
     found = {}
     for room in (0, 150_000, 1 << 40):
-        monkeypatch.setattr("dpa4sim.model.dpa4.room", lambda room=room: room)
+        monkeypatch.setattr("dpa4sim.model.dpa4.room", lambda n, room=room: room)
         monkeypatch.setattr("dpa4sim.model.dpa4.is_large", lambda n: False)
         taken.clear()
         found[room] = evaluate(model, batch, edges, by_kernel=True), max(taken)

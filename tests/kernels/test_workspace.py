@@ -5,6 +5,23 @@ import sys
 
 import pytest
 
+from dpa4sim.kernels import workspace
+
+
+def test_room_ends_where_memory_does(monkeypatch):
+    monkeypatch.setattr(workspace, "memory", lambda: 24 << 30)
+    assert workspace.room(0) == 6 << 30
+    assert workspace.room(1_000_000) == 6 << 30
+    assert 0 < workspace.room(2_000_000) < 6 << 30
+    assert workspace.room(100_000_000) == 0
+    assert not workspace.is_large(160_000)
+    assert workspace.is_large(170_000)
+
+
+def test_the_machine_says_how_much_memory_it_has():
+    assert 1 << 28 < workspace.memory() < 1 << 50
+
+
 HEAP = """
 import sys, torch
 from pathlib import Path

@@ -30,8 +30,8 @@ def python() -> Path:
     path = Path(named) if named else REPOSITORY / ".peers" / "d3" / "bin" / "python"
     if not path.is_file():
         pytest.skip(
-            f"simple-dftd3 is not installed: name a python with the packages dftd3 and ase in "
-            f"{PYTHON_VARIABLE}."
+            "simple-dftd3 is not installed: `make peers` creates .peers/d3, or name a python with "
+            f"the packages dftd3 and ase in {PYTHON_VARIABLE}."
         )
     return path
 

@@ -3,13 +3,16 @@
 import csv
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 import training
 from kill import killed
@@ -144,8 +147,6 @@ def test_sigterm_makes_a_checkpoint(data, tmp_path):
         "import sys; from dpa4sim.train.run import train; import tomllib;"
         "train(sys.argv[1], directory=sys.argv[2])"
     )
-    import tomli_w
-
     asked = settings(data, 100_000, run={"log_every_s": 0.05})
     (tmp_path / "run.toml").write_text(tomli_w.dumps(asked))
     command = [sys.executable, "-c", program, str(tmp_path / "run.toml"), str(tmp_path / "run")]
@@ -166,6 +167,17 @@ def test_other_settings_or_data_are_refused(calm, data, tmp_path):
         train(settings(other), directory=calm.directory, progress=False)
     faster = settings(data, run={"checkpoint_every_s": 1.0})
     assert train(faster, directory=calm.directory, progress=False).steps == 12
+
+
+def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(calm, data, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(calm.directory, older)
+    known = tomllib.loads((older / "config.toml").read_text())
+    del known["loss"]["magnetic_force"]
+    (older / "config.toml").write_text(tomli_w.dumps(known))
+    assert train(settings(data), directory=older, progress=False).steps == 12
+    with pytest.raises(ResumeError, match=r"begun with loss\.magnetic_force = \[20\.0\]"):
+        train(settings(data, loss={"magnetic_force": 1.0}), directory=older, progress=False)
 
 
 def test_a_folder_with_other_files_is_not_touched(data, tmp_path):
