@@ -192,7 +192,7 @@ class DPA4(nn.Module):
         seed: Float[Tensor, "atom lm channel"] | None = None,
     ) -> tuple[Float[Tensor, "atom lm channel"], Float[Tensor, "edge 3"]]:
         """Features after the last block, and the vectors; `seed` is added to the first features."""
-        n_atoms, vector = len(species), self._in_sight(species, edges)
+        n_atoms, vector = species.shape[0], self._in_sight(species, edges)
         seen = vector
         if self.moments is not None:
             if moments is None:
@@ -274,7 +274,7 @@ class DPA4(nn.Module):
             graph=self._graph(edges),
             accuracy=self.triton or "exact",
             sparing=sparing,
-            keep_bytes=room(len(basis)) // max(1, config.n_focus * len(self.blocks)),
+            keep_bytes=0 if offsets is None else self._keep_bytes(len(basis)),
             learning=learning,
         )
         radial_vector = (features.gated_weight / length)[:, None]
@@ -282,6 +282,10 @@ class DPA4(nn.Module):
         if self.moment_features is not None and moments is not None:
             columns.append(features.gated_weight[:, None] * moments[edges.neighbor])
         return features, torch.cat(columns, 1), basis
+
+    def _keep_bytes(self, n_edges: int) -> int:
+        """What one focus of one block may store."""
+        return room(n_edges) // max(1, self.config.n_focus * len(self.blocks))
 
     def _radial(self, basis: Float[Tensor, "edge basis"]) -> Float[Tensor, "edge hidden"]:
         """The radial network, a few edges at a time."""

@@ -169,7 +169,7 @@ class EnvironmentSeed(nn.Module):
         center, neighbor, offsets = edges.center, edges.neighbor, edges.offsets
         if not edges.sparing or offsets is None:
             hidden = self.edge_features(basis, self.species_table[species], center, neighbor)
-            return sum_products(radial_vector, hidden, center, len(species), offsets)
+            return sum_products(radial_vector, hidden, center, species.shape[0], offsets)
         rows_of = species.index_select(0, center), species.index_select(0, neighbor)
 
         def of_centers(basis: Tensor, vector: Tensor, rows: slice, atoms: slice) -> Tensor:

@@ -204,7 +204,7 @@ def _of_energies(
         add("forces", labelled.forces, prediction.forces)
         if prediction.has_stress:
             add("stress", labelled.stress, prediction.stress)
-        if potential.config.has_spins:
+        if magnetic_elements(potential):
             found = compared_with_spins(potential.config, labelled, prediction)
             if found.known.any():
                 label = labelled.magnetic_forces[found.known]  # type: ignore[index]

@@ -46,7 +46,7 @@ def validation_errors(
     errors = PropertyErrors(model.device) if of_property else Errors(model.device)
     if isinstance(model, DirectModel):
         errors = DirectErrors(model.device)
-    elif model.config.has_spins:
+    elif magnetic_elements(model):
         errors = SpinErrors(model.device)
     for labelled in islice(batches_of(part), ranks.rank, None, ranks.world):
         labelled = labelled.to(model.device)
@@ -57,7 +57,7 @@ def validation_errors(
             errors.add(direct_residuals(labelled, model.predict(labelled.batch)))
             continue
         prediction = model(with_moments(labelled.batch, magnetic_elements(model)))
-        if model.config.has_spins:
+        if magnetic_elements(model):
             errors.add(compared_with_spins(model.config, labelled, prediction))
             continue
         virial = prediction.stress * labelled.batch.volume[:, None, None]

@@ -248,7 +248,6 @@ def unlisted_sets() -> list[OptionSet]:
         OptionSet("unlisted_atom_exclude_types", atoms, unlisted="atom_exclude_types"),
         inputs("numb_fparam", {"numb_fparam": 2}),
         inputs("numb_aparam", {"numb_aparam": 1}),
-        inputs("dim_case_embd", {"dim_case_embd": 2, "case_film_embd": True}),
     ]
 
 

@@ -75,7 +75,7 @@ def test_two_processes_draw_the_noise_of_one(tmp_path):
     train(asked, directory=tmp_path / "one", progress=False)
     one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     for key in one:
-        torch.testing.assert_close(one[key], two[key], rtol=0, atol=SUM_TOLERANCE)
+        torch.testing.assert_close(one[key], two[key], rtol=0, atol=10 * SUM_TOLERANCE)
 
 
 def test_one_process_joins_nobody(monkeypatch):
