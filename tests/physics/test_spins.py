@@ -177,9 +177,13 @@ def test_other_species_moments_are_not_looked_at(name):
     assert largest(got.magnetic_forces[~strange]) > 1e-3
 
 
+@pytest.mark.parametrize("many_edges", [False, True])
 @STRUCTURES
 @ALL
-def test_the_kernel_and_autograd_agree(name, structure):
+def test_the_kernel_and_autograd_agree(name, structure, many_edges, monkeypatch):
+    monkeypatch.setattr("dpa4sim.model.dpa4.is_large", lambda n_edges: many_edges)
+    for place in ("row_chunks.CHUNK_ATOMS", "row_chunks.CHUNK_EDGES"):
+        monkeypatch.setattr(f"dpa4sim.kernels.{place}", 3)
     by_hand, plain = random_potential(SETS[name]), random_potential(SETS[name])
     plain.model.hand_written = False
     got, expected = by_hand(magnetic(structure())), plain(magnetic(structure()))
