@@ -22,6 +22,7 @@ lattice.py   algebra of cells and strains
 model/       Batch -> energy, one file per subsection of paper 4.2
 model_file.py networks to and from safetensors files
 moments.py   what a model with spins asks of a structure
+pair_search.py back-ends of the neighbour search
 pool/        the working set that systems pass through, and its checkpoints
 potential.py energy -> forces, stress; precision
 property.py  PropertyModel: an invariant property instead of an energy; save and load
@@ -30,6 +31,8 @@ screen/      candidates -> energies above the convex hull
 simulate/    Batch -> trajectories
 train/       labelled data -> Potential
 units.py     the constants, once
+verlet.py    neighbour lists that hold while systems move
+wrapping.py  positions in periodic cells
 """
 
 from importlib import import_module

@@ -5,8 +5,8 @@ Edges are sorted by center, so the edges of atom i are the rows row_ptr[i]:row_p
 center they are sorted by neighbor, then by the image (a, b, c) of the neighbor, counted between
 the positions wrapped into the cell: the order depends on the structure alone, never on its batch.
 
-On the CPU vesin searches, on CUDA nvalchemi-toolkit-ops does.  Both only propose pairs: vectors,
-the cutoff and the order are settled here, once, by elementwise float64 arithmetic.
+Back-ends (`pair_search`) only propose pairs: vectors, the cutoff and the order are settled here,
+once, by elementwise float64 arithmetic.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from dpa4sim.batch import Batch, cross, dot, sum_over_atoms
 from dpa4sim.errors import DataError
+from dpa4sim.pair_search import Pairs, order, search
+from dpa4sim.wrapping import complete, heights, wrap
 
 MARGIN_A = 1e-6
 """Back-ends search this much farther than the cutoff, which is applied to the exact vectors."""
@@ -32,20 +34,6 @@ MAX_CROWD = 1e5
 
 PADDING_STRETCH = 2.0
 """Length of a padding edge in cutoffs; every envelope is exactly zero there."""
-
-VESIN_BINS = 5e4
-"""Bins of one cutoff's width in the largest box that vesin is given; it allows about 1e5."""
-
-MANY_CELLS = 3.0
-"""Cells that fit into the radius, along one periodic direction, from which the tree is faster than
-vesin: 14 times for four atoms of copper within the 32 Å of dispersion."""
-
-NAIVE_UP_TO = 1024
-"""Atoms of the largest system up to which all pairs beat a cell list on CUDA."""
-
-FIRST_CAPACITY = 192
-"""Neighbours per atom that a CUDA search makes room for at first (diamond has 159 within 6 Å)."""
-
 
 N_RADII = 3
 """Gauss-Legendre points of the integral that estimates a number of edges."""
@@ -77,15 +65,6 @@ class Edges:
     def n_edges(self) -> int:
         """Number of edges, padding included."""
         return self.center.shape[0]
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """What a back-end proposes: pairs of atoms, and the cell in which it met the neighbor."""
-
-    center: Int[Tensor, " pair"]
-    neighbor: Int[Tensor, " pair"]
-    image: Int[Tensor, "3 pair"]
 
 
 def neighbors(batch: Batch, cutoff: float) -> Edges:
@@ -157,8 +136,8 @@ def computable(batch: Batch, cutoff: float) -> Bool[Tensor, " system"]:
         0, batch.system_idx, far.to(batch.n_atoms.dtype)
     )
     finite = (far_atoms == 0) & (batch.cell.abs() <= FARTHEST_A).flatten(1).all(1)
-    cell = _complete(batch.cell.double(), batch.pbc)
-    reach = torch.where(batch.pbc, 2 * cutoff / _heights(cell), 1.0)
+    cell = complete(batch.cell.double(), batch.pbc)
+    reach = torch.where(batch.pbc, 2 * cutoff / heights(cell), 1.0)
     crowd = batch.n_atoms * reach[:, 0] * reach[:, 1] * reach[:, 2]
     return finite & ((crowd <= MAX_CROWD) | ~batch.pbc.any(1))
 
@@ -174,7 +153,7 @@ def estimated_edges(batch: Batch, cutoff: float) -> Float[Tensor, " system"]:
     the open directions.  Empty space inside a periodic cell is not seen as such: a slab that is
     called periodic in three directions has more edges than this.
     """
-    cell = _complete(batch.cell.double(), batch.pbc)
+    cell = complete(batch.cell.double(), batch.pbc)
     n_atoms, n_open = batch.n_atoms.double(), (~batch.pbc).sum(1)
     places, weights = np.polynomial.legendre.leggauss(N_RADII)
     is_wire, is_slab = n_open == 2, n_open == 1
@@ -254,22 +233,36 @@ def _open_covariance(
 
 def _neighbors(batch: Batch, cutoff: float) -> Edges:
     """The edges of a batch whose systems are all computable."""
-    cell = _complete(batch.cell.detach().double(), batch.pbc)
-    positions = _wrap(batch.positions.detach().double(), cell, batch.pbc, batch.system_idx)
-    search = _search_warp if batch.device.type == "cuda" else _search_vesin
-    pairs = search(positions, cell, batch, cutoff + MARGIN_A)
-    order = _order(pairs, batch.positions.shape[0])
-    center = pairs.center.index_select(0, order)
-    neighbor = pairs.neighbor.index_select(0, order)
-    image = pairs.image.index_select(1, order).double()
-    vector = _vectors(positions, cell, center, neighbor, image, batch.system_idx[center])
+    pairs, positions, cell, _ = pairs_within(batch, cutoff)
+    center, neighbor, image = pairs.center, pairs.neighbor, pairs.image.double()
+    vector = pair_vectors(positions, cell, center, neighbor, image, batch.system_idx[center])
     inside = dot(vector, vector) <= cutoff * cutoff
     if not bool(inside.all()):
         center, neighbor, vector = center[inside], neighbor[inside], vector[inside]
     return _packed(center, neighbor, vector, batch)
 
 
-def _vectors(
+def pairs_within(
+    batch: Batch, radius: float
+) -> tuple[Pairs, Float[Tensor, "atom 3"], Float[Tensor, "system 3 3"], Float[Tensor, "atom 3"]]:
+    """Pairs within a radius, and a few beyond, in the order of edges; wrapped positions, completed
+    cells, and the turns of the wrapping.
+
+    For a batch whose systems are all computable.
+    """
+    cell = complete(batch.cell.detach().double(), batch.pbc)
+    positions, turns = wrap(batch.positions.detach().double(), cell, batch.pbc, batch.system_idx)
+    found = search(positions, cell, batch, radius + MARGIN_A)
+    rows = order(found, batch.positions.shape[0])
+    pairs = Pairs(
+        found.center.index_select(0, rows),
+        found.neighbor.index_select(0, rows),
+        found.image.index_select(1, rows),
+    )
+    return pairs, positions, cell, turns
+
+
+def pair_vectors(
     positions: Float[Tensor, "atom 3"],
     cell: Float[Tensor, "system 3 3"],
     center: Int[Tensor, " pair"],
@@ -297,202 +290,3 @@ def _packed(
 ) -> Edges:
     rows = torch.arange(batch.positions.shape[0] + 1, device=center.device)
     return Edges(center, neighbor, vector, torch.searchsorted(center, rows))
-
-
-def _order(pairs: _Pairs, n_atoms: int) -> Int[Tensor, " pair"]:
-    """The permutation that sorts by center, neighbor, image; one sort when the key fits 63 bits."""
-    if len(pairs.center) == 0:
-        return pairs.center
-    widest = pairs.image.abs().amax(1).tolist()
-    spans = [2 * width + 1 for width in widest]
-    image = (pairs.image[0] * spans[1] + pairs.image[1]) * spans[2] + pairs.image[2]
-    pair = pairs.center * n_atoms + pairs.neighbor
-    n_images = spans[0] * spans[1] * spans[2]
-    if n_atoms * n_atoms * n_images < 2**62:
-        return torch.argsort(pair * n_images + image)
-    order = torch.argsort(image)
-    return order[torch.argsort(pair[order], stable=True)]
-
-
-def _search_vesin(
-    positions: Float[Tensor, "atom 3"],
-    cell: Float[Tensor, "system 3 3"],
-    batch: Batch,
-    radius: float,
-) -> _Pairs:
-    """Pairs on the CPU, one system after another (70 us for 8 atoms, 4 us per atom in bulk)."""
-    from vesin import NeighborList
-
-    finder = NeighborList(cutoff=radius, full_list=True, n_threads=1)
-    enclosed, enclosing = _enclose(positions, cell, batch.pbc, batch.system_idx)
-    widths = _heights(enclosing) / radius
-    n_bins = widths.floor().clamp(min=1.0).prod(1).tolist()
-    n_cells = torch.where(batch.pbc, 1 / widths, 0.0).amax(1).tolist()
-    points, boxes, flags = enclosed.numpy(), enclosing.numpy(), batch.pbc.numpy()
-    pairs, images = [np.zeros((0, 2), np.int64)], [np.zeros((0, 3), np.int64)]
-    start = 0
-    for system, count in enumerate(batch.n_atoms.tolist()):
-        stop = start + count
-        if n_bins[system] > VESIN_BINS or n_cells[system] > MANY_CELLS:
-            found = _search_tree(points[start:stop], boxes[system], flags[system], radius)
-        else:
-            found = finder.compute(
-                points[start:stop], boxes[system], flags[system], "PS", copy=False
-            )
-        pairs.append(found[0].astype(np.int64) + start)
-        images.append(found[1].astype(np.int64))
-        start = stop
-    center, neighbor = torch.from_numpy(np.concatenate(pairs)).T.contiguous()
-    return _Pairs(center, neighbor, torch.from_numpy(np.concatenate(images)).T.contiguous())
-
-
-def _search_tree(
-    points: np.ndarray, box: np.ndarray, pbc: np.ndarray, radius: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs and images of one system whose box is mostly empty, or small, by a k-d tree.
-
-    Needed for the former because vesin ends the process by an integer division by zero when a wide
-    and thin system asks for more bins than it allows: two fragments of a molecule that fly apart.
-    """
-    from scipy.spatial import cKDTree
-
-    inverse = np.linalg.inv(box)
-    reach = radius * np.linalg.norm(inverse, axis=0) + 1e-6
-    counts = np.where(pbc, np.ceil(reach), 0).astype(int)
-    grids = np.meshgrid(*[np.arange(-n, n + 1) for n in counts], indexing="ij")
-    images = np.stack(grids, -1).reshape(-1, 3)
-    fractions = (points @ inverse)[None] + images[:, None]
-    which, atom = (((fractions > -reach) & (fractions < 1 + reach)) | ~pbc).all(2).nonzero()
-    ghosts = points[atom] + images[which] @ box
-    found = cKDTree(points).sparse_distance_matrix(cKDTree(ghosts), radius, output_type="ndarray")
-    pair = np.stack([found["i"], atom[found["j"]]], 1)
-    image = images[which[found["j"]]]
-    real = (pair[:, 0] != pair[:, 1]) | (image != 0).any(1)
-    return pair[real], image[real]
-
-
-def _search_warp(
-    positions: Float[Tensor, "atom 3"],
-    cell: Float[Tensor, "system 3 3"],
-    batch: Batch,
-    radius: float,
-) -> _Pairs:
-    """Pairs on CUDA, all systems at once.
-
-    The back-end writes a matrix of fixed width and drops what does not fit, but counts it: a
-    count beyond the width means another round with a wider matrix.
-    """
-    from nvalchemiops.torch.neighbors import neighbor_list
-
-    points, box = _enclose(positions, cell, batch.pbc, batch.system_idx)
-    starts = torch.nn.functional.pad(batch.n_atoms.cumsum(0), (1, 0)).int()
-    naive = int(batch.n_atoms.max()) <= NAIVE_UP_TO
-    capacity, most = 0, FIRST_CAPACITY
-    while most > capacity:
-        capacity = most
-        neighbor, counts, image = neighbor_list(
-            points,
-            radius,
-            box,
-            batch.pbc,
-            batch_idx=batch.system_idx.int(),
-            batch_ptr=starts,
-            method="batch_naive" if naive else "batch_cell_list",
-            max_neighbors=capacity,
-        )
-        most = int(counts.max())
-    taken = torch.arange(capacity, device=points.device) < counts[:, None]
-    center = taken.nonzero()[:, 0]
-    return _Pairs(center, neighbor[taken].long(), image[taken].long().T.contiguous())
-
-
-def _complete(
-    cell: Float[Tensor, "system 3 3"], pbc: Bool[Tensor, "system 3"]
-) -> Float[Tensor, "system 3 3"]:
-    """The cell with every open row replaced by a unit vector at right angles to the periodic rows.
-
-    Open rows carry no meaning: they may be zero, or parallel to a periodic one.
-    """
-    periodic = torch.where(pbc[:, :, None], cell, 0.0)
-    rows = periodic.unbind(1)
-    n_open = (~pbc).sum(1)[:, None]
-    axis = rows[0] + rows[1] + rows[2]
-    flattest = torch.nn.functional.one_hot(axis.abs().argmin(1), 3).to(cell.dtype)
-    first = _unit(cross(axis, flattest))
-    second = _unit(cross(axis, first))
-    identity = torch.eye(3, dtype=cell.dtype, device=cell.device)
-    completed = []
-    for k in range(3):
-        before, after = (k + 2) % 3, (k + 1) % 3
-        wire = torch.where(pbc[:, before, None], first, second)
-        slab = _unit(cross(rows[after], rows[before]))
-        row = torch.where(n_open == 1, slab, torch.where(n_open == 2, wire, identity[k]))
-        completed.append(torch.where(pbc[:, k, None], rows[k], row))
-    return torch.stack(completed, 1)
-
-
-def _wrap(
-    positions: Float[Tensor, "atom 3"],
-    cell: Float[Tensor, "system 3 3"],
-    pbc: Bool[Tensor, "system 3"],
-    system_idx: Int[Tensor, " atom"],
-) -> Float[Tensor, "atom 3"]:
-    """Positions moved by whole periodic vectors into the cell; no edge vector changes."""
-    turns = torch.floor(_fractions(positions, cell, system_idx))
-    turns = torch.where(pbc[system_idx], turns, 0.0)
-    return positions - _combine(turns, cell, system_idx)
-
-
-def _enclose(
-    positions: Float[Tensor, "atom 3"],
-    cell: Float[Tensor, "system 3 3"],
-    pbc: Bool[Tensor, "system 3"],
-    system_idx: Int[Tensor, " atom"],
-) -> tuple[Float[Tensor, "atom 3"], Float[Tensor, "system 3 3"]]:
-    """Stretch the open rows of a completed cell around the atoms, and move the atoms inside."""
-    fractions = _fractions(positions, cell, system_idx)
-    index = system_idx[:, None].expand(-1, 3)
-    bounds = cell.new_zeros(len(cell), 3)
-    low = bounds.scatter_reduce(0, index, fractions, "amin", include_self=False)
-    high = bounds.scatter_reduce(0, index, fractions, "amax", include_self=False)
-    low = torch.where(pbc, 0.0, low)
-    stretch = torch.where(pbc, 1.0, high - low + 1.0)
-    return positions - _combine(low[system_idx], cell, system_idx), cell * stretch[:, :, None]
-
-
-def _fractions(
-    positions: Float[Tensor, "atom 3"],
-    cell: Float[Tensor, "system 3 3"],
-    system_idx: Int[Tensor, " atom"],
-) -> Float[Tensor, "atom 3"]:
-    """Coordinates along the rows of the cell."""
-    normals = _normals(cell)
-    normals = normals / dot(cell[:, 0], normals[:, 0])[:, None, None]
-    return dot(positions[:, None].expand(-1, 3, -1), normals[system_idx])
-
-
-def _combine(
-    weights: Float[Tensor, "row 3"],
-    cell: Float[Tensor, "system 3 3"],
-    system_idx: Int[Tensor, " row"],
-) -> Float[Tensor, "row 3"]:
-    """Weights @ cell, term by term: the same bits whatever the number of rows."""
-    a, b, c = (weights[:, k, None] * cell[:, k].index_select(0, system_idx) for k in range(3))
-    return a + b + c
-
-
-def _heights(cell: Float[Tensor, "system 3 3"]) -> Float[Tensor, "system 3"]:
-    """Distance in Å between the lattice planes that each pair of rows spans."""
-    normals = _normals(cell)
-    volume = dot(cell[:, 0], normals[:, 0]).abs()
-    return volume[:, None] / dot(normals, normals).sqrt()
-
-
-def _normals(cell: Float[Tensor, "system 3 3"]) -> Float[Tensor, "system 3 3"]:
-    """B x c, c x a, a x b."""
-    a, b, c = cell.unbind(1)
-    return torch.stack([cross(b, c), cross(c, a), cross(a, b)], 1)
-
-
-def _unit(vector: Float[Tensor, "system 3"]) -> Float[Tensor, "system 3"]:
-    return vector / dot(vector, vector).sqrt()[:, None]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dpa4sim import edges as module
+from dpa4sim import pair_search
 from dpa4sim.batch import Batch
 from dpa4sim.edges import Edges, computable, neighbors, pad
 from dpa4sim.errors import DataError
@@ -122,7 +122,7 @@ def points(n_atoms: int, size: float, seed: int = 0) -> torch.Tensor:
 
 def through_warp(monkeypatch):
     """Search as on CUDA: warp compiles the same kernels for the CPU."""
-    monkeypatch.setattr(module, "_search_vesin", module._search_warp)
+    monkeypatch.setattr(pair_search, "_search_vesin", pair_search._search_warp)
 
 
 CUBE = torch.eye(3, dtype=torch.float64)
@@ -284,8 +284,8 @@ def test_the_order_is_the_same_when_the_sort_key_does_not_fit():
     found = neighbors(HARD["skewed"], 5.0)
     shuffle = torch.randperm(found.n_edges, generator=torch.Generator().manual_seed(0))
     image = torch.arange(found.n_edges)[:, None] % 5 - torch.tensor([2, 1, 0])
-    pairs = module._Pairs(found.center[shuffle], found.neighbor[shuffle], image[shuffle].T)
-    short, long = module._order(pairs, 4), module._order(pairs, 2**30)
+    pairs = pair_search.Pairs(found.center[shuffle], found.neighbor[shuffle], image[shuffle].T)
+    short, long = pair_search.order(pairs, 4), pair_search.order(pairs, 2**30)
     for order in (short, long):
         columns = [pairs.center, pairs.neighbor, *pairs.image]
         rows = torch.stack([column[order] for column in columns], 1).tolist()
@@ -320,7 +320,7 @@ def test_padding_that_does_not_fit_is_refused():
 
 
 def test_wide_empty_boxes_are_searched_by_a_tree(monkeypatch):
-    monkeypatch.setattr(module, "VESIN_BINS", 0.0)
+    monkeypatch.setattr(pair_search, "VESIN_BINS", 0.0)
     generator = torch.Generator().manual_seed(4)
     parts = [random_system(generator) for _ in range(20)] + list(HARD.values())
     for part in parts:
@@ -340,7 +340,7 @@ def test_fragments_that_fly_apart_do_not_end_the_process(shape, pbc):
 
 @pytest.mark.parametrize("naive_up_to", [1024, 0], ids=["naive", "cell list"])
 def test_the_cuda_search_matches_the_enumeration(monkeypatch, naive_up_to):
-    monkeypatch.setattr(module, "NAIVE_UP_TO", naive_up_to)
+    monkeypatch.setattr(pair_search, "NAIVE_UP_TO", naive_up_to)
     generator = torch.Generator().manual_seed(3)
     parts = [random_system(generator) for _ in range(20)] + list(HARD.values())
     batch = Batch.concatenate(parts)
@@ -355,7 +355,7 @@ def test_the_cuda_search_grows_its_matrix_instead_of_truncating(monkeypatch):
     batch = Batch.concatenate([HARD["one atom"], HARD["molecule"]])
     expected = neighbors(batch, 4.5)
     through_warp(monkeypatch)
-    monkeypatch.setattr(module, "FIRST_CAPACITY", 1)
+    monkeypatch.setattr(pair_search, "FIRST_CAPACITY", 1)
     assert_same_bits(neighbors(batch, 4.5), expected)
 
 

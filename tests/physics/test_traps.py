@@ -15,7 +15,7 @@ from models import OPTION_SETS, random_potential, rotation_matrix
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import Einstein, Free, LennardJones, crystals, from_atoms, packed
 
-from dpa4sim import edges
+from dpa4sim import pair_search
 from dpa4sim.batch import Batch
 from dpa4sim.edges import neighbors
 from dpa4sim.errors import Status
@@ -167,8 +167,8 @@ def test_the_search_of_cuda_makes_room_as_the_density_grows(monkeypatch):
     batch = from_atoms(bulk("Cu", cubic=True, a=4.3))
     path = [batch.with_geometry(f * batch.positions, f * batch.cell) for f in (1, 0.9, 0.8, 0.7)]
     expected = [neighbors(denser, 6.0) for denser in path]
-    monkeypatch.setattr(edges, "_search_vesin", edges._search_warp)
-    monkeypatch.setattr(edges, "FIRST_CAPACITY", int(expected[0].row_ptr.diff().max()))
+    monkeypatch.setattr(pair_search, "_search_vesin", pair_search._search_warp)
+    monkeypatch.setattr(pair_search, "FIRST_CAPACITY", int(expected[0].row_ptr.diff().max()))
     for denser, wanted in zip(path, expected, strict=True):
         assert torch.equal(neighbors(denser, 6.0).vector, wanted.vector)
     assert expected[-1].n_edges > 2 * expected[0].n_edges
