@@ -252,8 +252,8 @@ TAIL = """
 - **`compile=True`** removes what PyTorch costs per operation, so it gains most where structures are
   few and small. With many edges the kernels written by hand, whose chunks stay in the cache, do
   without the memory of all edges at once.
-- **Engine's own cost**: some thousand small operations a step; CUDA graphs of a whole step are the
-  lever, and wait for a GPU.
+- **Engine's own cost**: some thousand small operations a step. On CUDA `compile=True` launches a
+  whole step as one graph (docs/kernels.md), which no GPU has timed yet.
 - **Dynamics without a model**: slower than TorchSim on a processor, where a third of a Langevin
   step makes random numbers by counter (a trajectory is the same in any batch) and the rest is many
   small operations that judge each system and leave sick ones where they were; nothing is read back

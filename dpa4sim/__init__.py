@@ -29,6 +29,7 @@ property.py  PropertyModel: an invariant property instead of an energy; save and
 relax/       Batch -> relaxed Batch + Status
 screen/      candidates -> energies above the convex hull
 simulate/    Batch -> trajectories
+step_graphs.py whole steps recorded as CUDA graphs
 train/       labelled data -> Potential
 units.py     the constants, once
 verlet.py    neighbour lists that hold while systems move

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ MOST = 16
 WARM_UP = 3
 """Runs before a recording: libraries choose their kernels and get their memory."""
 
-Outputs = tuple[Tensor, Tensor]
+Outputs = tuple[Tensor, ...]
 Recorder = Callable[[Callable[..., Outputs], Sequence[Tensor]], tuple[Callable[[], None], Outputs]]
 """(function, static inputs) -> (what runs it again on them, where the outputs appear)."""
 
@@ -51,7 +53,7 @@ class GraphedNetwork:
 
     def __call__(
         self, species: Tensor, center: Tensor, neighbor: Tensor, vector: Tensor, *state: Tensor
-    ) -> Outputs:
+    ) -> tuple[Tensor, Tensor]:
         """Atomic energies and dE/dvector, as of the network.
 
         Args:
@@ -118,7 +120,11 @@ def capacity(n: int) -> int:
 def on_cuda(
     function: Callable[..., Outputs], inputs: Sequence[Tensor]
 ) -> tuple[Callable[[], None], Outputs]:
-    """Record a function of fixed shapes as a CUDA graph."""
+    """Record a function of fixed shapes as a CUDA graph.
+
+    All recordings share their memory: none needs what is inside of it when it is run again, and
+    what comes out of each stays its own.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -126,6 +132,12 @@ def on_cuda(
             function(*inputs)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=_shared_memory(inputs[0].device)):
         outputs = function(*inputs)
     return graph.replay, outputs
+
+
+@cache
+def _shared_memory(device: torch.device) -> Any:
+    with torch.cuda.device(device):
+        return torch.cuda.graph_pool_handle()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dpa4sim.compiled import Network
     from dpa4sim.composite import Sum
     from dpa4sim.embed import Embedding
+    from dpa4sim.step_graphs import StepGraphs
 
 COMPILED_UP_TO = 6000
 """Edges.  On a processor larger batches are faster by the kernels written by hand (bench modes)."""
@@ -87,7 +88,8 @@ class Potential:
         dtype: "float32" or "float64", the precision of the network.
         compile: run the network as one compiled graph; making it takes minutes, once for each
             model, precision and kind of processor (`dpa4sim.compiled`).  On CUDA it is recorded
-            besides, for each size of batch (`dpa4sim.graphs`); with kernels="triton" these are
+            besides, for each size of batch (`dpa4sim.graphs`), and so are the steps of relaxations
+            and of dynamics around it (`dpa4sim.step_graphs`); with kernels="triton" these are
             recorded, and nothing is compiled.
         kernels: "torch", or "triton" for the Triton kernels, on CUDA in float32.
         accuracy: of products of float32 matrices: "exact" as such; "high", which Triton makes of
@@ -131,8 +133,9 @@ class Potential:
         self._check_kernels(compile)
         self.model.use_triton(accuracy if kernels == "triton" else None)
         self.network: Network | None = None
+        self.step_graphs: StepGraphs | None = None
         if compile:
-            self.network = self._as_one_graph()
+            self._compile()
 
     @property
     def cutoff(self) -> float:
@@ -164,9 +167,21 @@ class Potential:
             edges: of this batch within the cutoff, where somebody has searched them already.
         """
         found = neighbors(batch, self.cutoff) if edges is None else edges
+        network = None if descriptors else self._compiled_for(found)
+        return self.predict(batch, found, network, descriptors=descriptors)
+
+    def predict(
+        self, batch: Batch, found: Edges, network: Network | None, *, descriptors: bool = False
+    ) -> Prediction:
+        """Energy, forces and stress of a trusted batch whose edges are known.
+
+        Args:
+            found: within the cutoff; float64 vectors.
+            network: what gives atomic energies and dE/dvector; None for the model itself.
+            descriptors: as of `evaluate`; by the model itself only.
+        """
         vector = found.vector.detach().to(self.dtype)
         species, state = self._species_of[batch.atomic_numbers], self._state(batch)
-        network = None if descriptors else self._compiled_for(found)
         by_moment: list[Tensor] = []
         if network is not None:
             given = [value for value in state if value is not None]
@@ -215,16 +230,19 @@ class Potential:
 
         return embed(self, structures)
 
-    def _as_one_graph(self) -> Network:
-        """The network compiled, on CUDA also recorded."""
+    def _compile(self) -> None:
+        """The network as one graph; on CUDA it is recorded, and so are the steps around it."""
         from dpa4sim.compiled import compiled
         from dpa4sim.export import energy_and_gradient
         from dpa4sim.graphs import GraphedNetwork
+        from dpa4sim.step_graphs import StepGraphs
 
         plain = self.kernels == "triton"
         network = energy_and_gradient(self.model) if plain else compiled(self)
-        is_cuda = self.device.type == "cuda"
-        return GraphedNetwork(network, self.cutoff) if is_cuda else network
+        self.network = network
+        if self.device.type == "cuda":
+            self.network = GraphedNetwork(network, self.cutoff)
+            self.step_graphs = StepGraphs(self, network)
 
     def _compiled_for(self, edges: Edges) -> Network | None:
         """The compiled network where it is the faster one."""

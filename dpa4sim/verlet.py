@@ -14,7 +14,9 @@ and the list has them as long as that is below cutoff + skin.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,6 +28,8 @@ from dpa4sim.edges import PADDING_STRETCH, Edges, computable, pair_vectors, pair
 from dpa4sim.lattice import inverse, matmul
 from dpa4sim.pair_search import Pairs
 from dpa4sim.wrapping import combine, complete, fractions, wrap
+
+TENSORS = ("center", "neighbor", "image", "real", "place", "cell")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,16 @@ class VerletList:
     def n_pairs(self) -> int:
         """Pairs, padding included."""
         return self.center.shape[0]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All but the skin, in one order."""
+        return tuple(getattr(self, name) for name in TENSORS)
+
+    def with_tensors(self, tensors: Iterator[Tensor]) -> VerletList:
+        """The same list of the next tensors, in that order."""
+        named: dict[str, Any] = {name: next(tensors) for name in TENSORS}
+        return replace(self, **named)
 
     def padded(self, n_pairs: int, n_atoms: int, n_systems: int) -> VerletList:
         """The same pairs, then pairs that are not real, for a batch padded likewise."""
@@ -124,18 +138,9 @@ def pick(found: VerletList, batch: Batch, cutoff: float, capacity: int) -> Picke
         cutoff: Å.
         capacity: edges to give, silent ones included.
     """
-    system_idx, n_atoms = batch.system_idx, batch.positions.shape[0]
     cell = complete(batch.cell.double(), batch.pbc)
-    positions, turns = wrap(batch.positions.double(), cell, batch.pbc, system_idx)
-    searched = computable(batch, cutoff)
-    used = _used(found, batch, cell, cutoff)
-    owner = system_idx.index_select(0, found.center)
-    turned = turns.index_select(0, found.neighbor) - turns.index_select(0, found.center)
-    image = found.image + turned.T
-    vector = pair_vectors(positions, cell, found.center, found.neighbor, image, owner)
-    inside = found.real & (dot(vector, vector) <= cutoff * cutoff)
-    inside = inside & searched.index_select(0, owner)
-
+    vector, inside, searched = _near(found, batch, cell, cutoff)
+    used, n_atoms = _used(found, batch, cell, cutoff), batch.positions.shape[0]
     end = inside.cumsum(0)
     row = torch.where(inside, end - 1, capacity).clamp(max=capacity)
     silent = vector.new_zeros(3)
@@ -158,6 +163,26 @@ def pick(found: VerletList, batch: Batch, cutoff: float, capacity: int) -> Picke
         searched=searched,
     )
     return Picked(edges, fits & ((used <= 1.0) | ~searched), used, row_ptr[-1])
+
+
+def count(found: VerletList, batch: Batch, cutoff: float) -> int:
+    """How many edges a batch has by its list.  Reads the device."""
+    cell = complete(batch.cell.double(), batch.pbc)
+    return int(_near(found, batch, cell, cutoff)[1].sum())
+
+
+def _near(
+    found: VerletList, batch: Batch, cell: Float[Tensor, "system 3 3"], cutoff: float
+) -> tuple[Float[Tensor, "pair 3"], Bool[Tensor, " pair"], Bool[Tensor, " system"]]:
+    """The vector of each pair, whether it is an edge, and which systems have edges at all."""
+    system_idx, searched = batch.system_idx, computable(batch, cutoff)
+    positions, turns = wrap(batch.positions.double(), cell, batch.pbc, system_idx)
+    owner = system_idx.index_select(0, found.center)
+    turned = turns.index_select(0, found.neighbor) - turns.index_select(0, found.center)
+    image = found.image + turned.T
+    vector = pair_vectors(positions, cell, found.center, found.neighbor, image, owner)
+    inside = found.real & (dot(vector, vector) <= cutoff * cutoff)
+    return vector, inside & searched.index_select(0, owner), searched
 
 
 def _pairs(batch: Batch, good: Bool[Tensor, " system"], radius: float) -> Pairs:

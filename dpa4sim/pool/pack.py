@@ -21,6 +21,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dpa4sim.batch import Batch
+from dpa4sim.errors import Status
+
 EXTRA_ROWS = 2
 """Rows of three numbers that hold the six strains of a system behind its atoms."""
 
@@ -105,6 +108,69 @@ def join[Record](*records: Record) -> Record:
     return _each(pick, *records)
 
 
+def padded[Record](record: Record, n_atoms: int, n_systems: int) -> Record:
+    """The same systems, then silent ones that have ended, as `Batch.padded` has them.
+
+    Args:
+        n_atoms: atoms in all, more than now.
+        n_systems: systems in all, more than now.
+    """
+    rows = {"atom": n_atoms, "system": n_systems, "row": n_atoms + EXTRA_ROWS * n_systems}
+    values: dict[str, Any] = {}
+    kind: Any = type(record)
+    for field in fields(record):  # type: ignore[arg-type]
+        value = getattr(record, field.name)
+        if isinstance(value, Batch):
+            value = value.padded(n_atoms, n_systems)
+        elif isinstance(value, Tensor):
+            axis = axis_of(kind, field.name)
+            fill_with = int(Status.COMPLETED) if field.name == "status" else 0
+            more = None if axis == "slot" else rows[axis] - len(value)
+            value = None if more is None else _longer(value, more, fill_with)
+        elif is_dataclass(value):
+            value = padded(value, n_atoms, n_systems)
+        values[field.name] = value
+    return kind(**values)
+
+
+def cut[Record](record: Record, like: Record) -> Record:
+    """The first systems of a record, copied: as many as `like` has, whose slots it takes."""
+
+    def pick(axis: str, name: str, pair: Sequence[Tensor]) -> Tensor:
+        return pair[0] if axis == "slot" else pair[1][: len(pair[0])].clone()
+
+    return _each(pick, like, record)
+
+
+def hold[Record](
+    flag: Bool[Tensor, " system"],
+    system_idx: Int[Tensor, " atom"],
+    system_row: Int[Tensor, " row"],
+    new: Record,
+    old: Record,
+) -> Record:
+    """`choose` for records with any rows; slots are those of the old one.
+
+    Args:
+        system_row: the system of each row.
+    """
+    flags = {"system": flag, "atom": flag[system_idx], "row": flag[system_row]}
+
+    def pick(axis: str, name: str, pair: Sequence[Tensor]) -> Tensor:
+        if axis == "slot" or pair[0] is pair[1]:
+            return pair[0]
+        rows = flags[axis]
+        return torch.where(rows.reshape(-1, *[1] * (pair[0].ndim - 1)), pair[1], pair[0])
+
+    return _each(pick, old, new)
+
+
+def system_rows(n_atoms: Int[Tensor, " system"]) -> Int[Tensor, " row"]:
+    """The system of each row.  Reads `n_atoms` on the host."""
+    counts = n_atoms.cpu() + EXTRA_ROWS
+    return torch.arange(len(counts)).repeat_interleave(counts).to(n_atoms.device)
+
+
 def to_device[Record](record: Record, device: torch.device | str) -> Record:
     """The same record on another device."""
     return rebuild(lambda tensor: tensor.to(device), record)
@@ -164,6 +230,10 @@ def _each[Record](
         else:
             values[field.name] = parts[0]
     return kind(**values)
+
+
+def _longer(values: Tensor, more: int, value: int) -> Tensor:
+    return torch.cat([values, values.new_full((more, *values.shape[1:]), value)])
 
 
 def _find(record: Any, name: str) -> Any:

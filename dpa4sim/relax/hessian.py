@@ -130,7 +130,7 @@ def solve(
         matrix = blocks.permute(0, 1, 3, 2, 4).reshape(count, 3 * side, 3 * side)
         factor, info = torch.linalg.cholesky_ex(matrix)
         wanted = padded[first_row : first_row + n_rows].view(count, 3 * side, 4)
-        found = torch.cholesky_solve(wanted, factor)
+        found = divided(wanted, factor)
         found = torch.where((info == 0)[:, None, None], found, torch.nan)
         solved.append(found.reshape(n_rows, 3, 4))
         first_row, first_block = first_row + n_rows, first_block + n_blocks
@@ -139,6 +139,14 @@ def solve(
     if layout.has_large:
         solution = _with_large(solution, right, hessian, layout)
     return _with_failed(solution, right, hessian, layout)
+
+
+def divided(right: Float[Tensor, "square n k"], factor: Float[Tensor, "square n n"]) -> Tensor:
+    """(L L^T)^-1 right; on a device by BLAS alone, which can be recorded as part of a step."""
+    if right.device.type == "cpu":
+        return torch.cholesky_solve(right, factor)
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    return torch.linalg.solve_triangular(factor.transpose(1, 2), half, upper=True)
 
 
 def _bonds(edges: Edges, radii: Float[Tensor, " atom"]) -> tuple[Edges, Float[Tensor, " edge"]]:

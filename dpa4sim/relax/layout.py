@@ -151,6 +151,8 @@ def lay_out(
     *,
     dense_up_to: int = DENSE_UP_TO,
     rounded: bool = False,
+    n_silent: int = 0,
+    room: Sequence[tuple[int, int]] = (),
 ) -> LayoutSlots:
     """Work out the layout of a batch.
 
@@ -158,16 +160,22 @@ def lay_out(
         n_atoms: of each system; may be zero.
         dense_up_to: atoms of the largest system whose Hessian is factorised as a whole.
         rounded: make the number of squares of each side a power of two, so that few shapes occur.
+        n_silent: systems at the end that only pad the batch: whatever their size, their atoms
+            stand for themselves, so that the shapes do not depend on it.
+        room: side and least number of squares, as `Layout.classes` has them.
 
     On CUDA there are never fewer than two squares of a side: a single matrix would be factorised
     by another routine than many, and its bits would depend on the company.
     """
     counts, sides = torch.tensor(list(n_atoms)), torch.tensor(SIDES)
     inside = torch.where(counts <= min(dense_up_to, DENSE_UP_TO), counts, 0)
+    inside[len(counts) - n_silent :] = 0
     kind = torch.searchsorted(sides, inside + EXTRA_ROWS)
     present = torch.bincount(kind, minlength=len(SIDES))
     least = 2 if torch.device(device).type == "cuda" else 1
-    squares = torch.tensor([_squares(n, least, rounded) for n in present.tolist()])
+    given = dict(room)
+    wanted = zip(SIDES, present.tolist(), strict=True)
+    squares = torch.tensor([_squares(n, least, rounded, given.get(side, 0)) for side, n in wanted])
     first_row, first_block = _starts(sides * squares), _starts(sides * sides * squares)
 
     order = torch.argsort(kind, stable=True)
@@ -190,7 +198,7 @@ def lay_out(
     parts = [*maps, unused[:-1], FACTORS.flatten(), *tables]
     return LayoutSlots(
         classes=tuple((s, n) for s, n in zip(SIDES, squares.tolist(), strict=True) if n),
-        has_large=bool((inside < counts).any()),
+        has_large=bool((inside < counts).any()) or n_silent > 0,
         lengths=tuple(len(part) for part in parts),
         numbers=torch.cat(parts).to(device),
         weights=torch.cat([table.weight.flatten() for table in TABLES]).to(device),
@@ -243,10 +251,10 @@ def _square_maps(
     return [padded, block_row, column, fixed]
 
 
-def _squares(n: int, least: int, rounded: bool) -> int:
+def _squares(n: int, least: int, rounded: bool, room: int) -> int:
     """How many squares to keep for n systems."""
-    if n == 0:
-        return 0
+    if n <= room:
+        return room
     return max(least, 1 << (n - 1).bit_length() if rounded else n)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -237,17 +238,29 @@ def lbfgs_step(state: LbfgsState, model: EnergyModel) -> LbfgsState:
     return _plan(state, edges, events, layout)
 
 
-def laid_out(state: LbfgsState, *, rounded: bool = False) -> LbfgsState:
+def laid_out(state: LbfgsState, **options: Any) -> LbfgsState:
     """The same state with the layout of its composition, which `take` and `join` drop.
 
     A step that finds none works it out by itself; reads `n_atoms` on the host.
 
     Args:
-        rounded: as `layout.lay_out` has it, for steps that are compiled.
+        options: `rounded`, `n_silent` and `room` of `layout.lay_out`, for steps that are compiled
+            or recorded.
     """
     counts, device = state.start.n_atoms.tolist(), state.start.device
-    slots = lay_out(counts, device, dense_up_to=state.settings.dense_up_to, rounded=rounded)
+    slots = lay_out(counts, device, dense_up_to=state.settings.dense_up_to, **options)
     return replace(state, layout=slots)
+
+
+def settled(state: LbfgsState, n_silent: int, like: LbfgsState | None) -> LbfgsState:
+    """`laid_out` for a padded state whose step is recorded.
+
+    Args:
+        n_silent: systems at the end that only pad it.
+        like: a state that was recorded; if there is room in its layout, the new one has its shape.
+    """
+    room = () if like is None else like.layout.classes
+    return laid_out(state, rounded=True, n_silent=n_silent, room=room)
 
 
 def _opened(slots: LayoutSlots, state: LbfgsState) -> Layout:

@@ -14,8 +14,9 @@ from dpa4sim.pool.queue import Job
 from dpa4sim.potential import EnergyModel
 from dpa4sim.relax.fire import FireSettings, FireState, fire_init, fire_step
 from dpa4sim.relax.freedom import Freedom
-from dpa4sim.relax.lbfgs import LbfgsSettings, LbfgsState, lbfgs_init, lbfgs_step
+from dpa4sim.relax.lbfgs import LbfgsSettings, LbfgsState, lbfgs_init, lbfgs_step, settled
 from dpa4sim.relax.result import Relaxed
+from dpa4sim.step_graphs import take_steps
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,9 @@ class Relaxation:
 
     def advance(self, state: Any, jobs: Sequence[Job], model: EnergyModel) -> Any:
         """`stride` steps."""
-        step: Any = lbfgs_step if isinstance(self.settings, LbfgsSettings) else fire_step
-        for _ in range(self.stride):
-            state = step(state, model)
-        return state
+        if isinstance(self.settings, LbfgsSettings):
+            return take_steps(lbfgs_step, state, model, self.stride, settled)
+        return take_steps(fire_step, state, model, self.stride)
 
     def finish(self, state: Any, job: Job, status: Status | None = None) -> Relaxed:
         """What the state of one system, on the CPU, says for people."""

@@ -93,7 +93,8 @@ def relax(
         check_every: steps between two looks at which structures have finished; None for 1 on the
             CPU and 4 on CUDA.
         directory: where to keep checkpoints; the same call goes on there after any interruption
-            and, on the same hardware, ends with the same bits.
+            and, on the same hardware, ends with the same bits (to rounding with recorded steps,
+            see docs/kernels.md).
         checkpoint_every_s: seconds between two checkpoints.
 
     Raises:

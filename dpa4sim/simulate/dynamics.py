@@ -22,6 +22,7 @@ from dpa4sim.simulate.recorder import Recorder
 from dpa4sim.simulate.settings import MDSettings
 from dpa4sim.simulate.state import Conditions, MDState, conserved_energy, md_init
 from dpa4sim.simulate.watch import AVERAGED, Watch, look, watch
+from dpa4sim.step_graphs import take_steps
 
 LONGEST_STRIDE = 100
 """Steps after which the host looks at the latest who has ended."""
@@ -173,10 +174,8 @@ class Dynamics:
             int(job.terms.conditions.n_steps[0]) - n for job, n in zip(jobs, before, strict=True)
         ]
         n_steps = min(self.stride, max(max(left), 1))
-        state, earlier = working.state, working.state.steps
-        step = self.settings.stepper()
-        for _ in range(n_steps):
-            state = step(state, model)
+        earlier = working.state.steps
+        state = take_steps(self.settings.stepper(), working.state, model, n_steps)
         self.progressed |= {index: n + n_steps for index, n in zip(ids, before, strict=True)}
         return self._record(Simulated(state, working.seen), ids, earlier)
 

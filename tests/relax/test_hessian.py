@@ -12,7 +12,7 @@ from dpa4sim.batch import Batch
 from dpa4sim.edges import Edges, neighbors, pad
 from dpa4sim.relax import hessian
 from dpa4sim.relax.freedom import Freedom, from_strain, unconstrained
-from dpa4sim.relax.hessian import PairHessian, covalent_radii, pair_hessian, solve
+from dpa4sim.relax.hessian import PairHessian, covalent_radii, divided, pair_hessian, solve
 from dpa4sim.relax.layout import DENSE_UP_TO, SIDES, Layout, lay_out
 
 CUTOFF_A = 4.5
@@ -248,3 +248,18 @@ def test_springs_between_all_pairs_of_blocks_are_symmetric():
     for i, j in product(range(n), repeat=2):
         torch.testing.assert_close(blocks[i, j], blocks[j, i].T, rtol=0, atol=ENTRY_TOLERANCE)
     torch.testing.assert_close(matrix.strain, matrix.strain.mT, rtol=0, atol=ENTRY_TOLERANCE)
+
+
+def test_what_a_device_divides_by_is_the_same():
+    """The formula of a device, on tensors that only say that they are on one."""
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")
+
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(3, 12, 12, generator=generator, dtype=torch.float64)
+    factor = torch.linalg.cholesky(root @ root.transpose(1, 2) + 12 * torch.eye(12))
+    right = torch.randn(3, 12, 4, generator=generator, dtype=torch.float64)
+    expected = divided(right, factor)
+    found = divided(right.as_subclass(Elsewhere), factor).as_subclass(torch.Tensor)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
