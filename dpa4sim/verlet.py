@@ -143,12 +143,11 @@ def pick(found: VerletList, batch: Batch, cutoff: float, capacity: int) -> Picke
     used, n_atoms = _used(found, batch, cell, cutoff), batch.positions.shape[0]
     end = inside.cumsum(0)
     row = torch.where(inside, end - 1, capacity).clamp(max=capacity)
-    silent = vector.new_zeros(3)
-    silent[0] = PADDING_STRETCH * cutoff
     center = found.center.new_full((capacity + 1,), n_atoms - 1).scatter(0, row, found.center)
     neighbor = found.center.new_full((capacity + 1,), n_atoms - 1).scatter(0, row, found.neighbor)
     rows = row[:, None].expand(-1, 3)
-    vectors = silent.repeat(capacity + 1, 1).scatter(0, rows, vector)[:capacity]
+    silent = vector.new_full((capacity + 1, 3), PADDING_STRETCH * cutoff)
+    vectors = silent.scatter(0, rows, vector)[:capacity]
 
     atoms = torch.arange(n_atoms + 1, device=row.device)
     first = torch.searchsorted(found.center, atoms)
