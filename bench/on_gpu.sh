@@ -19,6 +19,7 @@ part 90 "$python" -m bench tiles --sizes air
 part 60 "$python" -m bench workloads --device cuda --size air --seconds 5
 part 90 "$python" -m bench workloads --device cuda --size air --kernels triton --accuracy high --seconds 5
 part 60 "$python" -m bench workloads --device cuda --size air --kernels triton --accuracy high --compile --only a b c --seconds 4
+part 60 "$python" -m bench steps --device cuda --size air --kernels triton --accuracy high
 part 60 "$python" -m bench workloads --device cuda --size air --kernels triton --accuracy fast --only a b d --seconds 5
 part 60 "$python" -m bench workloads --device cuda --size neo --kernels triton --accuracy high --only a b c --seconds 5
 part 80 "$python" -m bench overhead

@@ -253,8 +253,9 @@ QUICK = {
     "hull": [],
     "screening": [],
     "screen_speed": [],
+    "steps": ["--size", "neo"],
 }
-ONE_ALLOCATOR = ("evaluations", "data_memory", "hull", "screening", "screen_speed")
+ONE_ALLOCATOR = ("steps", "evaluations", "data_memory", "hull", "screening", "screen_speed")
 SAYS = {"dynamics": "nvt", "data_memory": "growth_mb", "hull": "references", "screening": "ingest"}
 SAYS |= {"screen_speed": "torchsim"}
 
