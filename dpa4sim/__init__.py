@@ -19,6 +19,7 @@ errors.py    exceptions for the border, Status for systems in a batch
 export.py    a potential as one compiled file
 graphs.py    a network recorded as CUDA graphs
 lattice.py   algebra of cells and strains
+mapping.py   settings from plain values
 model/       Batch -> energy, one file per subsection of paper 4.2
 model_file.py networks to and from safetensors files
 moments.py   what a model with spins asks of a structure

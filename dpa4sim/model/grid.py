@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from dpa4sim.kernels.triton_plan import Accuracy
 from dpa4sim.model.frames import RotationRows, degree_of_lm
 from dpa4sim.model.linear import DegreeLinear, truncated_normal
 

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from dpa4sim import __version__
-from dpa4sim.config import from_mapping
 from dpa4sim.errors import ConfigError, ResumeError
+from dpa4sim.mapping import from_mapping
 
 WHERE = "The campaign"
 DECIDES = ("torch", "pymatgen", "moyopy", "ase")

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from dpa4sim.config import NAMED_SIZES, DPA4Config, PropertyConfig, SpinConfig, from_mapping
+from dpa4sim.config import NAMED_SIZES, DPA4Config, PropertyConfig, SpinConfig
 from dpa4sim.data.statistics import energy_shifts
 from dpa4sim.data.store import Store, is_store
 from dpa4sim.errors import ConfigError, DataError
+from dpa4sim.mapping import from_mapping
 from dpa4sim.model import DPA4
 from dpa4sim.model_file import read_network
 from dpa4sim.train.dens import check_direct, fill_direct_statistics, with_force_head

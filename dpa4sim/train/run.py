@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-import platform
 import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from dpa4sim.train.build import Split, build, open_split, schedule_of
 from dpa4sim.train.compiled import prepare
 from dpa4sim.train.dens import EXPERIMENTAL, DirectTrainer
 from dpa4sim.train.directory import RunDirectory, Table, read_state
+from dpa4sim.train.ending import Ending, asked_to_end, deterministic, device_name
 from dpa4sim.train.feed import Feed, StepPlan
 from dpa4sim.train.loop import LOOK_EVERY, Trainer
 from dpa4sim.train.muon import HybridMuon, parameter_groups
@@ -422,53 +420,3 @@ class TrainingRun:
         if self.place is not None:
             self.place.say(line)
         self.live.say(line)
-
-
-STOPPING = (signal.SIGTERM, signal.SIGINT)
-
-
-@dataclass
-class Ending:
-    """Whether somebody asked the process to end, and by which signal."""
-
-    signal: int = 0
-
-
-@contextmanager
-def asked_to_end() -> Iterator[Ending]:
-    """SIGTERM and the first Ctrl-C let a step end and make a checkpoint; a second one does not."""
-    ending = Ending()
-    if threading.current_thread() is not threading.main_thread():
-        yield ending
-        return
-
-    def note(number: int, _: object) -> None:
-        ending.signal = number
-        signal.signal(number, before[number])
-
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in STOPPING}
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield ending
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Sums in a fixed order on CUDA, for the length of the block."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def device_name(device: torch.device) -> str:
-    """Name of the hardware."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dpa4sim.config import from_mapping
 from dpa4sim.errors import ConfigError
+from dpa4sim.mapping import from_mapping
 
 WHERE = "The training run"
 Term = tuple[float, ...]
