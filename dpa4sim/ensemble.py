@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +24,14 @@ from dpa4sim.batch import Batch, max_over_atoms
 from dpa4sim.composite import Composite, sum_in_order
 from dpa4sim.config import DPA4Config
 from dpa4sim.direct import DirectModel
-from dpa4sim.edges import neighbors
+from dpa4sim.edges import Edges, neighbors
 from dpa4sim.errors import ConfigError, ModelError
 from dpa4sim.kernels.triton_plan import Accuracy
 from dpa4sim.model import DPA4
 from dpa4sim.model_file import ENSEMBLE_FORMAT, fill, network_dtype, read_network
 from dpa4sim.potential import EnergyModel, Potential, Prediction
 from dpa4sim.potential import load as load_network
+from dpa4sim.step_graphs import Predict, StepGraphs
 
 
 class Ensemble(Composite):
@@ -54,6 +56,10 @@ class Ensemble(Composite):
                 f"max_force_spread={max_force_spread}. Give a positive number of eV/Å."
             )
         self.members, self.max_force_spread = tuple(members), float(max_force_spread)
+        self.step_graphs: StepGraphs | None = None
+        recorded = [m.step_graphs.predict for m in members if m.step_graphs is not None]
+        if len(recorded) == len(members):
+            self.step_graphs = StepGraphs(self, partial(self._predict, recorded))
 
     @property
     def card(self) -> dict[str, Any]:
@@ -86,8 +92,12 @@ class Ensemble(Composite):
 
     def __call__(self, batch: Batch) -> Prediction:
         """Means and spreads of a trusted batch on this device; see `evaluate`."""
-        edges = neighbors(batch, self.cutoff)
-        said = [member(batch, edges=edges) for member in self.members]
+        asked = [partial(_ask, member) for member in self.members]
+        return self._predict(asked, batch, neighbors(batch, self.cutoff))
+
+    def _predict(self, members: Sequence[Predict], batch: Batch, edges: Edges) -> Prediction:
+        """Means and spreads of what the members say about a batch whose edges are known."""
+        said = [member(batch, edges) for member in members]
         forces = [each.forces for each in said]
         energies = [each.energy for each in said]
         force, energy = _mean(forces), _mean(energies)
@@ -225,6 +235,10 @@ def read_ensemble(path: Path, *, dtype: str, **asked: Any) -> Ensemble:
         fill(network, own, f"{path}, member {place}")
         members.append(Potential(network, card=card, dtype=dtype, **asked))
     return Ensemble(members)
+
+
+def _ask(member: Potential, batch: Batch, edges: Edges) -> Prediction:
+    return member(batch, edges=edges)
 
 
 def _check_alike(members: Sequence[Potential]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -168,10 +169,15 @@ class Potential:
         """
         found = neighbors(batch, self.cutoff) if edges is None else edges
         network = None if descriptors else self._compiled_for(found)
-        return self.predict(batch, found, network, descriptors=descriptors)
+        return self.predict(batch, found, network=network, descriptors=descriptors)
 
     def predict(
-        self, batch: Batch, found: Edges, network: Network | None, *, descriptors: bool = False
+        self,
+        batch: Batch,
+        found: Edges,
+        *,
+        network: Network | None = None,
+        descriptors: bool = False,
     ) -> Prediction:
         """Energy, forces and stress of a trusted batch whose edges are known.
 
@@ -242,7 +248,7 @@ class Potential:
         self.network = network
         if self.device.type == "cuda":
             self.network = GraphedNetwork(network, self.cutoff)
-            self.step_graphs = StepGraphs(self, network)
+            self.step_graphs = StepGraphs(self, partial(self.predict, network=network))
 
     def _compiled_for(self, edges: Edges) -> Network | None:
         """The compiled network where it is the faster one."""

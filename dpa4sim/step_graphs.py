@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpa4sim.batch import Batch
-from dpa4sim.compiled import Network
+from dpa4sim.edges import Edges
 from dpa4sim.errors import Status
 from dpa4sim.graphs import Recorder, capacity, on_cuda
 from dpa4sim.pool.capacity import is_out_of_memory
@@ -32,7 +32,7 @@ from dpa4sim.pool.pack import cut, hold, padded, rebuild, system_rows
 from dpa4sim.verlet import VerletList, count, pick, verlet_list
 
 if TYPE_CHECKING:
-    from dpa4sim.potential import EnergyModel, Potential, Prediction
+    from dpa4sim.potential import EnergyModel, Prediction
 
 SKIN_A = 1.0
 """Beyond the cutoff; a molecular dynamics of 300 K uses it up in some ten steps."""
@@ -54,6 +54,9 @@ MOST = 16
 
 Step = Callable[[Any, Any], Any]
 """(state, model) -> state."""
+
+Predict = Callable[[Batch, Edges], "Prediction"]
+"""(batch, its edges, silent ones at the end) -> what the model says."""
 
 Settle = Callable[[Any, int, Any], Any]
 """(padded state, number of silent systems, a recorded state or None) -> the same with what follows
@@ -77,23 +80,23 @@ def take_steps(
 
 
 class StepGraphs:
-    """The recordings of a potential.
+    """The recordings of a model.
 
     Args:
-        potential: asked for what is not recorded.
-        network: its network as a function of plain inputs; reads nothing back from the device.
+        model: asked for what is not recorded.
+        predict: the same for a batch whose edges are known; reads nothing back from the device.
         record: how; `graphs.on_cuda` but in tests.
         skin: Å, of the Verlet lists.
     """
 
     def __init__(
         self,
-        potential: Potential,
-        network: Network,
+        model: EnergyModel,
+        predict: Predict,
         record: Recorder = on_cuda,
         skin: float = SKIN_A,
     ) -> None:
-        self.potential, self.network = potential, network
+        self.model, self.predict = model, predict
         self.record, self.skin = record, skin
         self.refused = False
         self._recordings: list[_Recording] = []
@@ -103,14 +106,14 @@ class StepGraphs:
     def advance(self, step: Step, state: Any, n_steps: int, settle: Settle | None) -> Any:
         """`n_steps` steps of every running system; see `take_steps`."""
         if self.refused or len(state.batch.positions) > RECORDED_UP_TO:
-            return _one_by_one(step, state, self.potential, n_steps)
+            return _one_by_one(step, state, self.model, n_steps)
         try:
             return self._advance(step, state, n_steps, settle)
         except NotRecordedError as error:
             self.refused = True
             self._recordings.clear()
             print(f"{error}; the steps are taken one by one instead", file=sys.stderr)
-        return _one_by_one(step, state, self.potential, n_steps)
+        return _one_by_one(step, state, self.model, n_steps)
 
     def _advance(self, step: Step, state: Any, n_steps: int, settle: Settle | None) -> Any:
         seat, is_new = self._seat, False
@@ -134,13 +137,13 @@ class StepGraphs:
 
     def _leap(self, step: Step, state: Any, limit: Int[Tensor, " system"]) -> Any:
         """One step without a list, of those who are behind."""
-        moved, n_atoms = step(state, self.potential), state.batch.n_atoms
+        moved, n_atoms = step(state, self.model), state.batch.n_atoms
         late = state.steps < limit
         return hold(late, state.batch.system_idx, system_rows(n_atoms), moved, state)
 
     def _seated(self, step: Step, state: Any, settle: Settle | None) -> _Recording:
         """A recording with the state in it, and a new list."""
-        batch, cutoff = state.batch, self.potential.cutoff
+        batch, cutoff = state.batch, self.model.cutoff
         found = verlet_list(batch, cutoff, self.skin)
         need = Sizes(
             n_atoms=len(batch.positions) + 1,
@@ -177,7 +180,7 @@ class StepGraphs:
 
         def function(*tensors: Tensor) -> tuple[Tensor]:
             state, found, system_row, limit = blank.opened(tensors)
-            model = _Listed(self.potential, self.network, found, sizes.n_edges)
+            model = _Listed(self.model, self.predict, found, sizes.n_edges)
             moved = step(state, model)
             goes = model.covered & (state.steps < limit)
             after = hold(goes, state.batch.system_idx, system_row, moved, state)
@@ -345,16 +348,15 @@ class _Listed:
     """A model whose edges come out of a Verlet list; asked once."""
 
     def __init__(
-        self, potential: Potential, network: Network, found: VerletList, n_edges: int
+        self, model: EnergyModel, predict: Predict, found: VerletList, n_edges: int
     ) -> None:
-        self.potential, self.network = potential, network
-        self.found, self.n_edges = found, n_edges
-        self.device, self.cutoff = potential.device, potential.cutoff
+        self.predict, self.found, self.n_edges = predict, found, n_edges
+        self.device, self.cutoff = model.device, model.cutoff
 
     def __call__(self, batch: Batch) -> Prediction:
         picked = pick(self.found, batch, self.cutoff, self.n_edges)
         self.covered, self.used = picked.covered, picked.used
-        return self.potential.predict(batch, picked.edges, self.network)
+        return self.predict(batch, picked.edges)
 
 
 def _one_by_one(step: Step, state: Any, model: EnergyModel, n_steps: int) -> Any:

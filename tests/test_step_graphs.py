@@ -22,6 +22,7 @@ import dpa4sim
 from dpa4sim import step_graphs
 from dpa4sim.batch import Batch
 from dpa4sim.edges import neighbors
+from dpa4sim.ensemble import Ensemble
 from dpa4sim.errors import Status
 from dpa4sim.export import energy_and_gradient
 from dpa4sim.pool.pack import join, take
@@ -92,13 +93,13 @@ class Listed:
 
     def __post_init__(self) -> None:
         self.cutoff = self.toy.cutoff
-        self.step_graphs = StepGraphs(self, None, self.recorder, self.skin)
+        self.step_graphs = StepGraphs(self, self.predict, self.recorder, self.skin)
 
     def __call__(self, batch: Batch) -> Prediction:
         self.asked += 1
-        return self.predict(batch, neighbors(batch, self.cutoff), None)
+        return self.predict(batch, neighbors(batch, self.cutoff))
 
-    def predict(self, batch: Batch, found, network) -> Prediction:
+    def predict(self, batch: Batch, found) -> Prediction:
         weight = 1.0 - 0.1 * (batch.atomic_numbers % 2).double()
         sigma = 0.5 * self.toy.sigma * (weight[found.center] + weight[found.neighbor])
         r2 = found.vector.square().sum(1)
@@ -314,12 +315,13 @@ def test_large_working_sets_are_not_recorded(monkeypatch):
 SMALL = replace(BASE, channels=4, n_blocks=1, max_degree=2)
 
 
-def networked(recorder: Any) -> Potential:
+def networked(recorder: Any, seed: int = 0) -> Potential:
     """A network whose steps are recorded, as on a device."""
-    potential = random_potential(SMALL)
+    potential = random_potential(SMALL, seed)
     plain = copy.deepcopy(potential.model)
     plain.hand_written = False
-    potential.step_graphs = StepGraphs(potential, energy_and_gradient(plain), recorder)
+    predict = partial(potential.predict, network=energy_and_gradient(plain))
+    potential.step_graphs = StepGraphs(potential, predict, recorder)
     return potential
 
 
@@ -343,6 +345,24 @@ def test_a_relaxation_through_the_pool(optimizer):
         torch.testing.assert_close(ours.positions, theirs.positions, rtol=0, atol=1e-8)
 
 
+def test_an_ensemble_is_recorded_as_its_members_are():
+    recorder = Runner()
+    members = [networked(recorder, seed) for seed in (0, 1)]
+    plain = Ensemble([random_potential(SMALL, seed) for seed in (0, 1)])
+    ensemble = Ensemble(members)
+    ensemble.step_graphs.record = recorder
+    systems = Batch.concatenate([crystal(), molecule()])
+    recorded, expected = fire(systems, ensemble), fire(systems, plain)
+    recorded = take_steps(fire_step, recorded, ensemble, 5)
+    expected = walked(fire_step, expected, plain, 5)
+    assert_same(recorded, expected, 1e-9)
+    ours, theirs = recorded.prediction.force_spread, expected.prediction.force_spread
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+    assert recorder.replayed == 5
+    assert plain.step_graphs is None
+    assert Ensemble([members[0], random_potential(SMALL, 1)]).step_graphs is None
+
+
 def test_dynamics_through_the_pool():
     tracer = Tracer()
     asked = {"steps": 12, "ensemble": "nvt", "sample_every": 5, "seed": 3, "progress": False}
@@ -363,8 +383,8 @@ def test_steps_recorded_on_cuda_are_the_steps(name, kernels):
         pytest.skip("no CUDA device")
     start, step, settle = METHODS[name]
     eager = Potential(random_model(SMALL), device="cuda", kernels=kernels)
-    network = energy_and_gradient(eager.model)
-    graphs = StepGraphs(eager, network)
+    predict = partial(eager.predict, network=energy_and_gradient(eager.model))
+    graphs = StepGraphs(eager, predict)
     systems = Batch.concatenate([crystal(), crystal()]).to("cuda")
     recorded = plain = start(systems, eager)
     for _ in range(3):
