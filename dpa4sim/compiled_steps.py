@@ -71,7 +71,7 @@ def by_loop[T](function: Callable[..., T], *arguments: Any) -> T:
     device = leaves[0].device
     make = (function, device, known)
     if make not in _LOOPS:
-        _LOOPS[make] = _open(function, device, known, arguments)
+        _LOOPS[make] = _open(make, arguments, leaves)
     loop = _LOOPS[make]
     if loop is None:
         return function(*arguments)
@@ -146,10 +146,11 @@ def _put_together(value: Any, leaves: Iterator[Any]) -> Any:
     """The same record with other leaves, in the order of `_take_apart`."""
     if not is_dataclass(value):
         return value
-    record = object.__new__(type(value))  # a frozen record would set its fields one by one
+    record: Any = object.__new__(type(value))  # a frozen one would set its fields one by one
+    parts = record.__dict__
     for name, part in vars(value).items():
         is_leaf = isinstance(part, Tensor) or _is_number(part)
-        record.__dict__[name] = next(leaves) if is_leaf else _put_together(part, leaves)
+        parts[name] = next(leaves) if is_leaf else _put_together(part, leaves)
     return record
 
 
@@ -173,12 +174,11 @@ def _number(value: float, device: torch.device) -> Tensor:
     return torch.tensor(value, dtype=dtype, device=device)
 
 
-def _open(
-    function: Callable[..., Any], device: torch.device, known: Any, arguments: Sequence[Any]
-) -> _Loop | None:
-    """The compiled function for arguments of this make, from the disk or made now."""
+def _open(make: tuple[Any, ...], arguments: Sequence[Any], leaves: Sequence[Any]) -> _Loop | None:
+    """The compiled function for arguments of this make, from the disk or compiled now."""
+    function, device, known = make
     examples = [example for value in arguments for example in _examples(value, device)]
-    path = cache_folder() / f"{_name_of(function, known, device)}.pt2"
+    path = cache_folder() / f"{_name_of(function, device, known)}.pt2"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(path):
@@ -186,12 +186,12 @@ def _open(
                 _make(function, arguments, examples, path)
         package = torch._inductor.aoti_load_package(str(path))
         source = json.loads(package.get_metadata()["dpa4sim"])["source"]
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # whatever a compiler may raise: the work goes on without
         why = str(error).strip().splitlines() or [type(error).__name__]
         print(f"steps run uncompiled: {why[0]}", file=sys.stderr, flush=True)
         return None
-    empty = iter([value[:0] if value.ndim else value for value, _ in examples])
-    record = function(*(_put_together(value, empty) for value in arguments))
+    rows = iter([leaf[:0] if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in leaves])
+    record = function(*(_put_together(value, rows) for value in arguments))
     return _Loop(package.loader.run, record, _take_apart(record, []), tuple(source))
 
 
@@ -280,7 +280,7 @@ def _examples(value: Any, device: torch.device) -> Iterator[tuple[Tensor, str]]:
             yield from _examples(part, device)
 
 
-def _name_of(function: Callable[..., Any], known: Any, device: torch.device) -> str:
+def _name_of(function: Callable[..., Any], device: torch.device, known: Any) -> str:
     """Equal for what can use the same file: code, make of the arguments, processor, versions."""
     if device.type == "cuda":
         kind = torch.cuda.get_device_name(device)

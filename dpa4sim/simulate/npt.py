@@ -214,6 +214,8 @@ def _pay(before: MDState, departure: Departure, prediction: Prediction) -> MDSta
     trapezoidal rule, whose error has no drift of lowest order.
     """
     arrived = arrive(before, departure, prediction)
+    if departure.strain is None:
+        return arrived
     stress = volume(arrived.batch.cell)[:, None, None] * arrived.prediction.stress
     work = arrived.work + 0.5 * _contract(stress, departure.strain)
     sound = (arrived.status == Status.RUNNING) | (arrived.status == Status.COMPLETED)

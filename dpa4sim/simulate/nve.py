@@ -23,9 +23,8 @@ from dpa4sim.potential import EnergyModel, Prediction
 from dpa4sim.simulate.state import MDState, inspect_geometry, inspect_prediction, tick
 from dpa4sim.units import EV_PER_AMU_A2_FS2
 
-
 type Moved = tuple[MDState, Float[Tensor, "system 3 3"] | None]
-"""A state with new positions and velocities at half a step; the strain of its cells, if they move."""
+"""A state with new positions, and velocities at half a step; the strain of cells that move."""
 
 
 @dataclass(frozen=True)
