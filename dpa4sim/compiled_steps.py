@@ -31,7 +31,7 @@ from torch import Tensor
 from dpa4sim.compiled import cache_folder, one_at_a_time
 from dpa4sim.pool.pack import axis_of
 
-SIZES = {"system": 997, "atom": 8009, "row": 10003, "atom_plus_one": 8010, "edge": 300007}
+SIZES = {"system": 997, "atom": 8009, "row": 10003}
 """Length of each axis in the trace, on which nothing depends; the batch at hand does not matter."""
 
 
@@ -190,9 +190,15 @@ def _open(make: tuple[Any, ...], arguments: Sequence[Any], leaves: Sequence[Any]
         why = str(error).strip().splitlines() or [type(error).__name__]
         print(f"steps run uncompiled: {why[0]}", file=sys.stderr, flush=True)
         return None
-    rows = iter([leaf[:0] if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in leaves])
-    record = function(*(_put_together(value, rows) for value in arguments))
+    nothing = iter([_empty(leaf) for leaf in leaves])
+    record = function(*(_put_together(value, nothing) for value in arguments))
     return _Loop(package.loader.run, record, _take_apart(record, []), tuple(source))
+
+
+def _empty(leaf: Any) -> Any:
+    """No rows; a number is a number."""
+    is_rows = isinstance(leaf, Tensor) and leaf.ndim > 0
+    return leaf.new_zeros(0, *leaf.shape[1:]) if is_rows else leaf
 
 
 def _make(
@@ -227,6 +233,7 @@ def _make(
                 package_path=str(partial),
                 inductor_configs={
                     "aot_inductor.metadata": {"dpa4sim": json.dumps({"source": source})},
+                    "aot_inductor.compile_wrapper_opt_level": "O0",  # it only calls the loops
                     "cpp.threads": 1,  # with more, sums have no order
                 },
             )
