@@ -4,8 +4,9 @@
 
 Ensembles: nve; nvt by Langevin and by stochastic velocity rescaling; npt by stochastic cell
 rescaling, isotropic and triclinic, and beside it TorchSim's other two barostats.  Models, the same
-on both sides: one that is free (constant forces), Lennard-Jones, and `seed` on fewer systems.  This
-package's steps also judge whether a system is sick; TorchSim's do not.
+on both sides: one that is free (constant forces), Lennard-Jones, and `seed` on fewer systems.
+"compiled" are the steps of a model that was loaded with compile=True; compiling them is not timed
+with them.  This package's steps also judge whether a system is sick; TorchSim's do not.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import dpa4sim
 from bench.allocator import enter
 from bench.measure import Stepper, calls, company, interleaved
 from bench.record import save
-from bench.toys import LennardJones, constant, eight_atom_cells, torchsim_constant
+from bench.toys import CompiledConstant, LennardJones, constant, eight_atom_cells, torchsim_constant
 from dpa4sim.adapters.ase import from_atoms
 from dpa4sim.adapters.torchsim import DPA4Model, to_state
 from dpa4sim.batch import Batch
@@ -55,11 +56,20 @@ THEIRS = {
 SAME = {"npt langevin": "npt isotropic", "npt nose-hoover": "npt isotropic"}
 """With which of ours a method that only TorchSim has is compared."""
 
+COMPILED = ("nve", "nvt langevin", "npt isotropic")
+"""Whose steps are also compiled, which takes a minute each the first time."""
+
 TARGETS = {"nvt": 1.5, "npt": 5.0}
 
 
-def ours(batch: Batch, model: EnergyModel) -> dict[str, Callable[[], Any]]:
-    """This package's steps, each from the same start."""
+def ours(
+    batch: Batch, model: EnergyModel, fast: EnergyModel | None
+) -> dict[str, Callable[[], Any]]:
+    """This package's steps, each from the same start.
+
+    Args:
+        fast: the same model as one that was loaded with compile=True; None for eager steps only.
+    """
     conditions = set_conditions(
         batch, n_steps=10**6, timestep=TIMESTEP_FS, temperature=TEMPERATURE_K, pressure_gpa=0.0
     )
@@ -67,6 +77,9 @@ def ours(batch: Batch, model: EnergyModel) -> dict[str, Callable[[], Any]]:
     for name, step in OURS.items():
         state = md_init(batch, model, conditions=conditions)
         sides[f"dpa4sim {name}"] = Stepper(state, lambda s, step=step: step(s, model))
+        if fast is not None and name in COMPILED:
+            go_on = Stepper(state, lambda s, step=step: step(s, fast))
+            sides[f"dpa4sim {name}, compiled"] = go_on
     return sides
 
 
@@ -112,10 +125,16 @@ def silicon(count: int) -> Batch:
 
 
 def measure(
-    name: str, batch: Batch, model: EnergyModel, theirs: Any, rounds: int, repeats: int
+    name: str,
+    batch: Batch,
+    model: EnergyModel,
+    theirs: Any,
+    rounds: int,
+    repeats: int,
+    fast: EnergyModel | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Times of every ensemble on both sides, and TorchSim's over ours."""
-    sides = {**ours(batch, model), **torchsim(batch, theirs)}
+    sides = {**ours(batch, model, fast), **torchsim(batch, theirs)}
     times = interleaved(sides, rounds=rounds, repeats=repeats)
     rows: dict[str, dict[str, Any]] = {}
     for side, seconds in times.items():
@@ -126,16 +145,21 @@ def measure(
         other = rows[f"torchsim {ensemble}"]
         other["over_ours_cpu"] = other["cpu_ms"] / mine["cpu_ms"]
         other["over_ours_wall"] = other["wall_ms"] / mine["wall_ms"]
+        compiled = rows.get(f"dpa4sim {SAME.get(ensemble, ensemble)}, compiled")
+        if compiled is not None:
+            other["over_compiled_cpu"] = other["cpu_ms"] / compiled["cpu_ms"]
     return rows
 
 
 def report(name: str, rows: dict[str, dict[str, Any]]) -> None:
     """The table of one model."""
-    print(f"\n{name:26} cpu ms  wall ms   calls  reads  times ours (cpu)")
+    print(f"\n{name:34} cpu ms  wall ms   calls  reads  times ours (cpu), compiled")
     for side, row in rows.items():
         counts = f"{row['aten_calls']:8d}{row['reads']:7d}" if "reads" in row else 15 * " "
         ratio = f"{row['over_ours_cpu']:18.2f}" if "over_ours_cpu" in row else ""
-        print(f"{side:26}{row['cpu_ms']:7.2f}{row['wall_ms']:9.2f}{counts}{ratio}")
+        if "over_compiled_cpu" in row:
+            ratio += f"{row['over_compiled_cpu']:10.2f}"
+        print(f"{side:34}{row['cpu_ms']:7.2f}{row['wall_ms']:9.2f}{counts}{ratio}")
 
 
 def main(arguments: list[str]) -> None:
@@ -154,8 +178,9 @@ def main(arguments: list[str]) -> None:
     loose = eight_atom_cells(count, a=fcc_a)
     free, pair, seed = constant(cells, force=1e-3), LennardJones(), dpa4sim.load("seed")
     answer = torchsim_constant(free.answer)
+    fast = None if args.quick else CompiledConstant(free.answer, free.cutoff)
     tables = {
-        "free": measure("free", cells, free, answer, rounds, 1 if args.quick else 5),
+        "free": measure("free", cells, free, answer, rounds, 1 if args.quick else 5, fast),
         "lennard-jones": measure("lj", loose, pair, DPA4Model(pair), rounds, 1),
         "seed": measure("seed", silicon(few), seed, DPA4Model(seed), min(rounds, 3), 1),
     }

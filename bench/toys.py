@@ -54,6 +54,13 @@ def constant(batch: Batch, *, force: float = 1e-4, cutoff: float = 5.0) -> Const
 
 
 @dataclass(frozen=True)
+class CompiledConstant(Constant):
+    """The same, for steps as they are for a model that was loaded with compile=True."""
+
+    network: bool = True
+
+
+@dataclass(frozen=True)
 class LennardJones:
     """E = 1/2 sum_ij 4 eps [(s/r)^12 - (s/r)^6] (1 - r^2/rc^2)^3, one kind of atom."""
 

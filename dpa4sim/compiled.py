@@ -42,7 +42,7 @@ def compiled(potential: Potential) -> Network:
     path = cache_folder() / f"{name_of(potential)}.pt2"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with one_at_a_time(path):
             if not path.exists():
                 _make(potential, path)
     except OSError as error:
@@ -90,7 +90,7 @@ def _make(potential: Potential, path: Path) -> None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def one_at_a_time(path: Path) -> Iterator[None]:
     """One process compiles; others wait for what it makes."""
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -352,6 +352,7 @@ class _Listed:
     ) -> None:
         self.predict, self.found, self.n_edges = predict, found, n_edges
         self.device, self.cutoff = model.device, model.cutoff
+        self.parts = (model,)  # compiled steps if the model's are
 
     def __call__(self, batch: Batch) -> Prediction:
         picked = pick(self.found, batch, self.cutoff, self.n_edges)

@@ -20,6 +20,9 @@ from torch import Tensor
 TRANSVERSE = 0.1
 """t, the stiffness of a bond across its axis in units of that along it."""
 
+MANY_COLUMNS = 1000
+"""From here on a processor spends its time on memory, and no longer on the number of calls."""
+
 PAIRS = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 """Axes of the components of M2, and of the strains q_k."""
 
@@ -47,7 +50,9 @@ class Contraction:
 
     def of(self, components: Float[Tensor, "component n"]) -> Float[Tensor, "entry n"]:
         """Every entry, term by term: the same bits whatever the number of columns."""
-        columns = components.shape[1]
+        columns, is_cpu = components.shape[1], components.device.type == "cpu"
+        if is_cpu and columns >= MANY_COLUMNS and not torch.compiler.is_compiling():
+            return self._row_by_row(components)
         thirds = components.index_select(0, self.trace.flatten()).view(*self.trace.shape, columns)
         source = torch.cat([components, thirds[0] + thirds[1] + thirds[2]])
         terms = source.index_select(0, self.index.flatten()) * self.weight.view(-1, 1)
@@ -57,17 +62,51 @@ class Contraction:
             total = total + term
         return total
 
+    def _row_by_row(self, components: Float[Tensor, "component n"]) -> Float[Tensor, "entry n"]:
+        """The same additions without a copy of any row."""
+        rows = list(components.unbind(0))
+        rows += [rows[a] + rows[b] + rows[c] for a, b, c in self.trace.T.tolist()]
+        total = components.new_empty(self.index.shape[1], components.shape[1])
+        term = torch.empty_like(rows[0])
+        places, weights = self.index.T.tolist(), self.weight.T.tolist()
+        for out, mine, factors in zip(total.unbind(0), places, weights, strict=True):
+            torch.mul(rows[mine[0]], factors[0], out=out)
+            for place, factor in zip(mine[1:], factors[1:], strict=True):
+                out += torch.mul(rows[place], factor, out=term)
+        return total
+
 
 def moments(
     bond: Float[Tensor, "3 edge"], weight: Float[Tensor, " edge"], factors: Int[Tensor, "2 31"]
 ) -> tuple[Float[Tensor, "6 edge"], Float[Tensor, "25 edge"]]:
     """Components of w b b, then of w b b b and w b b b b, of each bond."""
+    if bond.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _one_by_one(bond, weight)
     first, second = factors
     pair = bond.index_select(0, first[:6]) * bond.index_select(0, second[:6])
     weighted = weight * pair
     triple = weighted.index_select(0, first[6:16]) * bond.index_select(0, second[6:16])
     quad = weighted.index_select(0, first[16:]) * pair.index_select(0, second[16:])
     return weighted, torch.cat([triple, quad])
+
+
+def _one_by_one(
+    bond: Float[Tensor, "3 edge"], weight: Float[Tensor, " edge"]
+) -> tuple[Float[Tensor, "6 edge"], Float[Tensor, "25 edge"]]:
+    """The same products, without a copy of any factor: on a processor ten times as fast."""
+    n_edges, axes = bond.shape[1], bond.unbind(0)
+    pair = bond.new_empty(len(PAIRS), n_edges)
+    higher = bond.new_empty(len(TRIPLES) + len(QUADS), n_edges)
+    for out, (i, j) in zip(pair.unbind(0), _CHOSEN, strict=False):
+        torch.mul(axes[i], axes[j], out=out)
+    weighted = weight * pair
+    left, pairs, rows = weighted.unbind(0), pair.unbind(0), higher.unbind(0)
+    last = len(PAIRS) + len(TRIPLES)
+    for out, (i, j) in zip(rows, _CHOSEN[len(PAIRS) : last], strict=False):
+        torch.mul(left[i], axes[j], out=out)
+    for out, (i, j) in zip(rows[len(TRIPLES) :], _CHOSEN[last:], strict=True):
+        torch.mul(left[i], pairs[j], out=out)
+    return weighted, higher
 
 
 def _factors() -> Int[Tensor, "2 31"]:
@@ -147,4 +186,5 @@ def _table(
 
 
 FACTORS = _factors()
+_CHOSEN: list[list[int]] = FACTORS.T.tolist()
 ATOM_BLOCK, COUPLING, STRAIN_BLOCK = _atom_block(), _coupling(), _strain_block()

@@ -93,7 +93,7 @@ def _crowded(
     verdict: Int[Tensor, " system"], batch: Batch, cutoff: float, max_edges: float
 ) -> Int[Tensor, " system"]:
     """Out of memory is what passes for healthy otherwise, and has too many edges."""
-    if max_edges == math.inf:
+    if not isinstance(max_edges, Tensor) and math.isinf(max_edges):
         return verdict
     too_many = estimated_edges(batch, cutoff) > max_edges
     return torch.where(too_many & (verdict == Status.RUNNING), Status.OUT_OF_MEMORY, verdict)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dpa4sim.batch import Batch, dot, sum_over_atoms
+from dpa4sim.compiled_steps import fused
 from dpa4sim.edges import computable
 from dpa4sim.errors import Status
 from dpa4sim.lattice import side_by_side
@@ -118,6 +119,38 @@ class FireState:
         return self.steps + 1
 
 
+@dataclass(frozen=True)
+class Departure:
+    """What a move changes before the model is asked.
+
+    Args:
+        positions: to ask the model about, Å; a system that must not go there has not moved.
+        cell: likewise.
+        undeformed: as of `Geometry`, the following too.
+        velocity: as of `FireState`, the following too.
+        sickness: by the geometry alone.
+        magmoms: to ask the model about, Bohr magnetons.
+    """
+
+    positions: Float[Tensor, "atom 3"]
+    cell: Float[Tensor, "system 3 3"]
+    undeformed: Float[Tensor, "atom 3"]
+    coordinate: Float[Tensor, "system 3 3"]
+    deformation: Float[Tensor, "system 3 3"]
+    velocity: Float[Tensor, "atom 3"]
+    cell_velocity: Float[Tensor, "system 3 3"]
+    dt: Float[Tensor, " system"]
+    alpha: Float[Tensor, " system"]
+    n_positive: Int[Tensor, " system"]
+    sickness: Int[Tensor, " system"]
+    magmoms: Float[Tensor, "atom 3"] | None
+    spins: Spins | None
+
+    def batch(self, before: Batch) -> Batch:
+        """Where to ask the model."""
+        return replace(before, positions=self.positions, cell=self.cell, magmoms=self.magmoms)
+
+
 def fire_init(
     batch: Batch,
     model: EnergyModel,
@@ -137,7 +170,7 @@ def fire_init(
     if cell_filter is None:
         freedom = replace(freedom, moves_cell=torch.zeros_like(freedom.moves_cell))
     geometry = place(batch, freedom.moves_cell, cell_filter)
-    prediction = _ask(model, geometry)
+    prediction = _ask(model, geometry.batch)
     force, cell_force = generalized_forces(geometry, prediction, freedom)
     one = torch.ones_like(prediction.energy)
     state = FireState(
@@ -172,39 +205,83 @@ def fire_step(state: FireState, model: EnergyModel) -> FireState:
     A system that would leave its sound geometries is put back to the last one and marked; the
     systems that no longer run are evaluated again where they stand, to no effect.
     """
-    running, system_idx = state.running, state.batch.system_idx
-    state, step, cell_step, turn = _accelerate(state)
+    call = fused(model)
+    departure = call(_depart, state, model.cutoff)
+    prediction = _ask(model, departure.batch(state.batch))
+    return call(_arrive, state, departure, prediction)
+
+
+def _depart(state: FireState, cutoff: float) -> Departure:
+    """Up to the question to the model."""
+    moving, step, cell_step, turn = _accelerate(state)
     moved = move(state.geometry, step, cell_step)
     if turn is not None:
         moved = replace(moved, batch=spins.moved(moved.batch, turn))
-    sickness = inspect_geometry(moved, model.cutoff, state.settings.max_edges)
-    sound = running & (sickness == Status.RUNNING)
-    moved = replace(moved, batch=choose(sound, system_idx, moved.batch, state.batch))
+    sickness = inspect_geometry(moved, cutoff, state.settings.max_edges)
+    sound = state.running & (sickness == Status.RUNNING)
+    batch = choose(sound, state.batch.system_idx, moved.batch, state.batch)
+    return Departure(
+        positions=batch.positions,
+        cell=batch.cell,
+        undeformed=moved.undeformed,
+        coordinate=moved.coordinate,
+        deformation=moved.deformation,
+        velocity=moving.velocity,
+        cell_velocity=moving.cell_velocity,
+        dt=moving.dt,
+        alpha=moving.alpha,
+        n_positive=moving.n_positive,
+        sickness=sickness,
+        magmoms=batch.magmoms,
+        spins=moving.spins,
+    )
 
-    prediction = _ask(model, moved)
-    sickness = torch.where(sound, inspect_prediction(moved, prediction), sickness)
+
+def _arrive(state: FireState, departure: Departure, prediction: Prediction) -> FireState:
+    """From the answer of the model on."""
+    running, system_idx = state.running, state.batch.system_idx
+    moved = replace(
+        state.geometry,
+        batch=departure.batch(state.batch),
+        undeformed=departure.undeformed,
+        coordinate=departure.coordinate,
+        deformation=departure.deformation,
+    )
+    prediction = replace(
+        prediction,
+        forces=side_by_side(prediction.forces),
+        stress=side_by_side(prediction.stress),
+    )
+    sickness = departure.sickness
+    found = inspect_prediction(moved, prediction)
+    sickness = torch.where(sickness == Status.RUNNING, found, sickness)
     sound = running & (sickness == Status.RUNNING)
     geometry = choose(sound, system_idx, moved, state.geometry)
     prediction = choose(sound, system_idx, prediction, state.prediction)
 
     force, cell_force = generalized_forces(geometry, prediction, state.freedom)
-    state = replace(
+    arrived = replace(
         state,
         geometry=geometry,
         prediction=prediction,
         force=force,
         cell_force=cell_force,
+        velocity=departure.velocity,
+        cell_velocity=departure.cell_velocity,
+        dt=departure.dt,
+        alpha=departure.alpha,
+        n_positive=departure.n_positive,
         steps=state.steps + running,
         residual=residual(geometry.batch, force, cell_force),
     )
-    if state.spins is not None:
-        state = replace(state, spins=replace(state.spins, force=spin_force(prediction)))
-    return _judge(state, running, sickness)
+    if departure.spins is not None:
+        turning = replace(departure.spins, force=spin_force(prediction))
+        arrived = replace(arrived, spins=turning)
+    return _judge(arrived, running, sickness)
 
 
-def _ask(model: EnergyModel, geometry: Geometry) -> Prediction:
+def _ask(model: EnergyModel, batch: Batch) -> Prediction:
     """The model gets rows in the usual order and a state keeps what is its own."""
-    batch = geometry.batch
     usual = batch.with_geometry(batch.positions.contiguous(), batch.cell.contiguous())
     prediction = model(usual)
     return replace(

@@ -36,8 +36,8 @@ from torch import Tensor
 from dpa4sim.batch import dot, sum_over_atoms
 from dpa4sim.errors import ConfigError, Status
 from dpa4sim.lattice import inverse, matmul, volume
-from dpa4sim.potential import EnergyModel
-from dpa4sim.simulate.nve import arrive, drift, kick
+from dpa4sim.potential import EnergyModel, Prediction
+from dpa4sim.simulate.nve import Departure, Moved, advance, arrive, drift, kick
 from dpa4sim.simulate.nvt import rescale, rescaling_numbers
 from dpa4sim.simulate.state import MDState, external_pressure, kinetic_energy, thermal_energy
 from dpa4sim.units import EV_PER_AMU_A2_FS2
@@ -65,13 +65,16 @@ def c_rescale_step(state: MDState, model: EnergyModel, *, coupling: str = "isotr
     """
     if coupling not in COUPLINGS:
         raise ConfigError(f"coupling = {coupling!r}. Choose one of: {', '.join(COUPLINGS)}.")
+    return advance(state, model, _deformed, coupling, end=_pay)
+
+
+def _deformed(state: MDState, coupling: str) -> Moved:
+    """All but the last kick."""
     kt, pushed = thermal_energy(state), kick(state, 0.5)
     squares, (normal, *noise) = rescaling_numbers(state, 1 + COUPLINGS[coupling])
     deform = _swell if coupling == "isotropic" else _shear
     moved, strain, kinetic = deform(pushed, kt, noise)
-    moved = drift(rescale(drift(moved, 0.5), kinetic, kt, squares, normal), 0.5)
-    arrived = arrive(state, moved, model, moves_cell=True)
-    return _paid(arrived, strain, state)
+    return drift(rescale(drift(moved, 0.5), kinetic, kt, squares, normal), 0.5), strain
 
 
 def _swell(
@@ -204,14 +207,17 @@ def _stretched(
     return matmul(back, matmul(stretch, cell)), lengths, momenta.transpose(1, 2)
 
 
-def _paid(arrived: MDState, strain: Float[Tensor, "system 3 3"], before: MDState) -> MDState:
-    """The second half of the barostat's work on the potential energy.
+def _pay(before: MDState, departure: Departure, prediction: Prediction) -> MDState:
+    """The last kick, and the second half of the barostat's work on the potential energy.
 
     The first half was counted with the stress at the start of the step: together they are the
     trapezoidal rule, whose error has no drift of lowest order.
     """
+    arrived = arrive(before, departure, prediction)
+    if departure.strain is None:
+        return arrived
     stress = volume(arrived.batch.cell)[:, None, None] * arrived.prediction.stress
-    work = arrived.work + 0.5 * _contract(stress, strain)
+    work = arrived.work + 0.5 * _contract(stress, departure.strain)
     sound = (arrived.status == Status.RUNNING) | (arrived.status == Status.COMPLETED)
     return replace(arrived, work=torch.where(sound & before.running, work, arrived.work))
 

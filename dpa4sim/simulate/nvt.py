@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dpa4sim.batch import dot, sum_over_atoms
 from dpa4sim.potential import EnergyModel
-from dpa4sim.simulate.nve import arrive, drift, kick
+from dpa4sim.simulate.nve import Moved, advance, drift, kick
 from dpa4sim.simulate.random import Stream, chi_square, normal_pair, uniform, words
 from dpa4sim.simulate.state import (
     MDState,
@@ -39,18 +39,25 @@ def langevin_step(state: MDState, model: EnergyModel) -> MDState:
 
     The noise is taken relative to the centre of mass, which stays at rest.
     """
-    moved = drift(_stir(drift(kick(state, 0.5), 0.5)), 0.5)
-    return arrive(state, moved, model)
+    return advance(state, model, _stirred)
 
 
 def bussi_step(state: MDState, model: EnergyModel) -> MDState:
     """Stochastic velocity rescaling (Bussi, Donadio and Parrinello, J. Chem. Phys. 126, 014101,
     2007): kick, drift, rescaling of all velocities of a system by one number, drift, kick.
     """
+    return advance(state, model, _rescaled)
+
+
+def _stirred(state: MDState) -> Moved:
+    return drift(_stir(drift(kick(state, 0.5), 0.5)), 0.5), None
+
+
+def _rescaled(state: MDState) -> Moved:
     moved = drift(kick(state, 0.5), 0.5)
     squares, normals = rescaling_numbers(state, 1)
     moved = rescale(moved, kinetic_energy(moved), thermal_energy(state), squares, normals[0])
-    return arrive(state, drift(moved, 0.5), model)
+    return drift(moved, 0.5), None
 
 
 def _stir(state: MDState) -> MDState:

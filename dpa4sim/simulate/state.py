@@ -310,18 +310,23 @@ def inspect_geometry(state: MDState, cutoff: float, moves_cell: bool) -> Int[Ten
 
 
 def inspect_prediction(
-    batch: Batch, prediction: Prediction, has_volume: Bool[Tensor, " system"]
+    batch: Batch,
+    prediction: Prediction,
+    has_volume: Bool[Tensor, " system"],
+    searched: Bool[Tensor, " system"] | None = None,
 ) -> Int[Tensor, " system"]:
     """Status of each system after its evaluation; RUNNING when nothing is wrong.
 
     The stress of a system whose cell has no volume is NaN by contract, and no sickness.  A system
     in which no neighbours were searched has no forces, which is not the same as zero forces.
+
+    Args:
+        searched: of the edges, see `Edges`.
     """
     force = max_over_atoms(dot(prediction.forces, prediction.forces), batch)
     finite = torch.isfinite(prediction.energy) & torch.isfinite(force)
     if prediction.has_stress:
         finite = finite & (torch.isfinite(_total(prediction.stress)) | ~has_volume)
-    searched = None if prediction.edges is None else prediction.edges.searched
     finite = finite if searched is None else finite & searched
     verdict = torch.where(force > FORCE_LIMIT**2, Status.EXPLODED, trusted(prediction))
     return torch.where(finite, verdict, Status.NOT_FINITE)
