@@ -30,6 +30,7 @@ from dpa4sim.kernels.frame_products import (
     fold,
     fold_to_kernel,
     fold_to_rows,
+    gated_rows,
 )
 from dpa4sim.kernels.last_layer import sum_centers, sum_centers_backward
 from dpa4sim.kernels.segments import chunks, spans
@@ -279,9 +280,9 @@ def _linear(x: Tensor, layer: Layer, out: Tensor) -> None:
             torch.mm(x[:, both], pair, out=out[:, both])
         return
     for (u, difference, negated), (_, minus, plus) in zip(layer.thirds, _pairs(layer), strict=True):
-        common = torch.mm(x[:, minus] + x[:, plus], u)
-        torch.addmm(common, x[:, plus], negated, out=out[:, minus])
-        torch.addmm(common, x[:, minus], difference, out=out[:, plus])
+        common = torch.mm(x[:, minus] + x[:, plus], u, out=out[:, plus])
+        out[:, minus].copy_(common).addmm_(x[:, plus], negated)
+        common.addmm_(x[:, minus], difference)
 
 
 def _linear_backward(du: Tensor, layer: Layer, dx: Tensor) -> None:
@@ -314,26 +315,17 @@ def _pairs(layer: Layer) -> list[tuple[Tensor, slice, slice]]:
     return found
 
 
-def _gated_parts(plan: Plan) -> list[tuple[int, int, int]]:
-    """(first column, last column, first gate column) of the rows of degree l >= 1, by frame."""
-    width = plan.width
-    parts = []
-    for order, _, first, last in plan.frames:
-        skip = 1 if order == 0 else 0
-        if last - first > skip:
-            gate = 0 if order == 0 else (order - 1) * width
-            parts.append(((first + skip) * width, last * width, gate))
-    return parts
-
-
 def _add_activated(x: Tensor, u: Tensor, gate: Tensor, layer: Layer, plan: Plan) -> None:
     """X += act(u)."""
-    scalar = silu(u[:, : plan.width])
-    if layer.scalar_scale is not None:
-        scalar *= layer.scalar_scale
-    x[:, : plan.width] += scalar
-    for first, last, column in _gated_parts(plan):
-        x[:, first:last].addcmul_(u[:, first:last], gate[:, column:])
+    width = plan.width
+    scalar = silu(u[:, :width])
+    if layer.scalar_scale is None:
+        x[:, :width] += scalar
+    else:
+        x[:, :width].addcmul_(scalar, layer.scalar_scale)
+    for group in plan.gated:
+        to, rows = (gated_rows(tensor, group, plan.max_degree, width) for tensor in (x, u))
+        to.addcmul_(rows, gate[:, None, group[2] :])
 
 
 def _activation_backward(
@@ -341,14 +333,20 @@ def _activation_backward(
 ) -> Tensor:
     """Du of the direct paths, and the cotangent of the gates' logits."""
     width = plan.width
-    d_gate = torch.zeros_like(gate)
-    for first, last, column in _gated_parts(plan):
-        torch.mul(dx[:, first:last], gate[:, column:], out=du[:, first:last])
-        d_gate[:, column:].addcmul_(dx[:, first:last], u[:, first:last])
-    scalar = u[:, :width]
-    s = torch.sigmoid(scalar)
-    slope = s * (1 + scalar * (1 - s))
+    d_gate = torch.empty_like(gate)
+    for index, group in enumerate(plan.gated):
+        column = group[2]
+        arriving, rows, to = (
+            gated_rows(tensor, group, plan.max_degree, width) for tensor in (dx, u, du)
+        )
+        torch.mul(arriving, gate[:, None, column:], out=to)
+        for copy in range(group[1]):
+            if index or copy:
+                d_gate[:, column:].addcmul_(arriving[:, copy], rows[:, copy])
+            else:  # the first group has every gate
+                torch.mul(arriving[:, 0], rows[:, 0], out=d_gate)
+    scalar = dx[:, :width]
     if layer.scalar_scale is not None:
-        slope *= layer.scalar_scale
-    torch.mul(dx[:, :width], slope, out=du[:, :width])
-    return d_gate.mul_(gate).mul_(1 - gate)
+        scalar = scalar * layer.scalar_scale
+    torch.ops.aten.silu_backward.grad_input(scalar, u[:, :width], grad_input=du[:, :width])
+    return torch.ops.aten.sigmoid_backward.grad_input(d_gate, gate, grad_input=d_gate)

@@ -62,6 +62,11 @@ class FrameShape:
         return result
 
     @cached_property
+    def gated(self) -> list[tuple[int, int, int]]:
+        """What `gated_groups` gives for this frame."""
+        return gated_groups(self.max_degree, self.max_order, self.width)
+
+    @cached_property
     def spans(self) -> list[tuple[int, int]]:
         """Columns of the kernel that belong to each order."""
         spans, start = [], 0
@@ -91,6 +96,30 @@ class FrameShape:
         rows = [torch.arange(top - (last - first), top) for _, _, first, last in self.frames]
         degree = torch.cat(rows).to(self.degree_of_lm)
         return (degree[:, None] == self.degree_of_lm).to(self.lift) * self.lift
+
+
+def gated_groups(max_degree: int, max_order: int, width: int) -> list[tuple[int, int, int]]:
+    """(first column, copies, first gate column) of the rows of degree l >= 1, by order.
+
+    m = 0 and m = +-1 have the same degrees and lie side by side: three copies of one gate.
+    """
+    if max_degree == 0:
+        return []
+    groups = [(width, 3 if max_order else 1, 0)]
+    start = width + groups[0][1] * max_degree * width
+    for order in range(2, max_order + 1):
+        groups.append((start, 2, (order - 1) * width))
+        start += 2 * (max_degree - order + 1) * width
+    return groups
+
+
+def gated_rows(
+    x: Float[Tensor, "edge row_channel"], group: tuple[int, int, int], max_degree: int, width: int
+) -> Float[Tensor, "edge copy column"]:
+    """The columns of one group, its copies apart."""
+    start, copies, column = group
+    size = max_degree * width - column
+    return x[:, start : start + copies * size].unflatten(1, (copies, size))
 
 
 def fold(
