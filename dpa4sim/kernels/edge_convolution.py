@@ -32,12 +32,23 @@ from dpa4sim.kernels.frame_products import (
     fold_to_rows,
     gated_rows,
 )
-from dpa4sim.kernels.last_layer import sum_centers, sum_centers_backward
-from dpa4sim.kernels.segments import chunks, spans
+from dpa4sim.kernels.last_layer import (
+    empty_sums,
+    last_layer,
+    last_layer_backward,
+    sum_centers,
+    sum_centers_backward,
+    unweigh,
+    weighted_rows,
+)
+from dpa4sim.kernels.segments import chunks, counts
 from dpa4sim.kernels.workspace import give, take
 
 CHUNK_EDGES = 768
 """Edges in flight; measured flat between 512 and 2048 on two x86 machines."""
+
+GROUP_ATOMS = 96
+"""Atoms whose sums are kept until the last layer acts on them all: 6 MB in Neo."""
 
 GAUSS = (256, 128)
 """Edges, and columns of -m, from which on three products are faster than one of twice their size:
@@ -90,7 +101,7 @@ class Plan(FrameShape):
     @cached_property
     def counts(self) -> list[int]:
         """Edges of each atom."""
-        return [stop - start for start, stop in spans(self.offsets)]
+        return counts(self.offsets)
 
     @property
     def last_matrices(self) -> tuple[Tensor, ...]:
@@ -117,14 +128,16 @@ class _EdgeConvolution(torch.autograd.Function):
         out = node.new_zeros(node.shape[0], plan.n_lm, plan.width)
         node = node.contiguous()
         kept, scratch, n_kept = _buffers(plan, kernel, any(ctx.needs_input_grad))
-        for first, last in chunks(plan.offsets, CHUNK_EDGES):
-            edges = slice(plan.offsets[first], plan.offsets[last])
-            stored = kept.part(edges) if edges.stop <= n_kept else scratch.first(edges)
-            _stack(node, kernel[edges], rows[edges], plan, edges, stored)
-            out[first:last] = sum_centers(
-                stored.final, rows[edges], alpha[edges], plan.last_matrices,
-                plan.counts[first:last], plan,
-            )  # fmt: skip
+        for atoms, parts in _groups(plan.offsets):
+            sums = empty_sums(atoms.stop - atoms.start, alpha.shape[1], plan, node)
+            for part in parts:
+                edges = slice(plan.offsets[part.start], plan.offsets[part.stop])
+                stored = kept.part(edges) if edges.stop <= n_kept else scratch.first(edges)
+                _stack(node, kernel[edges], rows[edges], plan, edges, stored)
+                weighted = weighted_rows(rows[edges], alpha[edges], plan)
+                here = [of_order[..., _within(part, atoms), :] for of_order in sums]
+                sum_centers(stored.final, weighted, plan.counts[part], here, plan)
+            out[atoms] = last_layer(sums, plan.last_matrices, plan)
         out *= plan.lift[:, None]
         give(*scratch.all)
         ctx.save_for_backward(node, kernel, rows, alpha)
@@ -143,21 +156,25 @@ class _EdgeConvolution(torch.autograd.Function):
         gradient = gradient * plan.lift[:, None]
         d_node, d_kernel = torch.zeros_like(node), torch.zeros_like(kernel)  # padding stays zero
         d_rows, d_alpha = torch.zeros_like(rows), torch.zeros_like(alpha)
-        for first, last in chunks(plan.offsets, CHUNK_EDGES):
-            edges = slice(plan.offsets[first], plan.offsets[last])
-            stored = kept.part(edges)
-            if edges.stop > ctx.n_kept:
-                stored = scratch.first(edges)
-                _stack(node, kernel[edges], rows[edges], plan, edges, stored)
-            dx = sum_centers_backward(
-                gradient[first:last], stored.final, rows[edges], alpha[edges], plan.last_matrices,
-                plan.counts[first:last], plan, d_rows[edges], d_alpha[edges],
-            )  # fmt: skip
-            dx = _stack_backward(dx, stored, plan)
-            _gather_backward(
-                dx, node, kernel[edges], rows[edges], plan, edges, d_node, d_kernel[edges],
-                d_rows[edges],
-            )  # fmt: skip
+        for atoms, parts in _groups(plan.offsets):
+            d_sums = last_layer_backward(gradient[atoms], plan.last_matrices, alpha.shape[1], plan)
+            for part in parts:
+                edges = slice(plan.offsets[part.start], plan.offsets[part.stop])
+                stored = kept.part(edges)
+                if edges.stop > ctx.n_kept:
+                    stored = scratch.first(edges)
+                    _stack(node, kernel[edges], rows[edges], plan, edges, stored)
+                weighted = weighted_rows(rows[edges], alpha[edges], plan)
+                here = [of_order[..., _within(part, atoms), :] for of_order in d_sums]
+                dx, d_weighted = sum_centers_backward(
+                    stored.final, weighted, plan.counts[part], here, plan
+                )
+                unweigh(d_weighted, rows[edges], alpha[edges], plan, d_rows[edges], d_alpha[edges])
+                dx = _stack_backward(dx, stored, plan)
+                _gather_backward(
+                    dx, node, kernel[edges], rows[edges], plan, edges, d_node, d_kernel[edges],
+                    d_rows[edges],
+                )  # fmt: skip
         give(*kept.all, *scratch.all)
         return d_node, d_kernel, d_rows, d_alpha, None
 
@@ -218,6 +235,23 @@ def _scratch(plan: Plan, like: Tensor, n_kept: int) -> _Stored:
     spans = [(plan.offsets[a], plan.offsets[b]) for a, b in chunks(plan.offsets, CHUNK_EDGES)]
     largest = max((stop - start for start, stop in spans if stop > n_kept), default=0)
     return _Stored.take(largest, plan, like)
+
+
+def _groups(offsets: Sequence[int]) -> list[tuple[slice, list[slice]]]:
+    """(atoms, the same in chunks of edges), so many that the last layer's products are large."""
+    parts = [slice(first, last) for first, last in chunks(offsets, CHUNK_EDGES)]
+    groups: list[tuple[slice, list[slice]]] = []
+    for part in parts:
+        atoms, known = groups[-1] if groups else (slice(0, -1), [])
+        if part.start == atoms.stop and part.stop - atoms.start <= GROUP_ATOMS:
+            groups[-1] = slice(atoms.start, part.stop), [*known, part]
+        else:  # also where atoms without edges lie between
+            groups.append((part, [part]))
+    return groups
+
+
+def _within(part: slice, whole: slice) -> slice:
+    return slice(part.start - whole.start, part.stop - whole.start)
 
 
 def _stack(

@@ -3,8 +3,8 @@
     m_i[lm] = sum_e alpha_e sum_k D_e[k, lm] (x_e W)_k,l
             = sum_k (sum_e alpha_e D_e[k, lm] x_e) W_k,l
 
-(L + 1)^2 rotation entries meet an edge's features where a matrix did: the most expensive layer of
-a stack becomes a small one, and the atoms pay for W instead of the edges.  For orders -m and +m,
+(2M + 1) (L + 1)^2 numbers meet an edge's features where a matrix did: the dearest layer of a stack
+becomes a small one, and the atoms pay for W instead of the edges.  For orders -m and +m,
 W = [[U, V], [-V, U]] and T = sum_e alpha_e D_e (x) x_e give
 
     m_i[lm] = (T_-- + T_++) U_l + (T_+- - T_-+) V_l
@@ -20,79 +20,134 @@ from torch import Tensor
 
 from dpa4sim.kernels.frame_products import FrameShape
 
-Sums = Float[Tensor, "head copy lm atom copy_row_channel"]
+Sums = Float[Tensor, "copy head lm atom copy_row_channel"]
 """T of one order and some atoms; one copy for m = 0, -m and +m for others."""
+
+
+def weighted_rows(
+    rows: Float[Tensor, "edge order lm_top"], alpha: Float[Tensor, "edge head"], s: FrameShape
+) -> Float[Tensor, "edge order_head_lm"]:
+    """Alpha D of each head."""
+    used = rows[:, : 2 * s.max_order + 1, None, : s.n_lm]
+    return (used * alpha[:, None, :, None]).flatten(1)
+
+
+def unweigh(
+    d_weighted: Float[Tensor, "edge order_head_lm"],
+    rows: Float[Tensor, "edge order lm_top"],
+    alpha: Float[Tensor, "edge head"],
+    s: FrameShape,
+    d_rows: Float[Tensor, "edge order lm_top"],
+    d_alpha: Float[Tensor, "edge head"],
+) -> None:
+    """Cotangents of rows and alpha through `weighted_rows`, written."""
+    n_orders, heads = 2 * s.max_order + 1, alpha.shape[1]
+    used, target = rows[:, :n_orders, : s.n_lm], d_rows[:, :n_orders, : s.n_lm]
+    if heads == 1:
+        torch.mul(d_weighted.view(used.shape), alpha[:, :, None], out=target)
+        torch.linalg.vecdot(d_weighted, used.flatten(1), out=d_alpha[:, 0])
+        return
+    spread = d_weighted.view(-1, n_orders, heads, s.n_lm)
+    torch.sum(spread * alpha[:, None, :, None], 2, out=target)
+    torch.sum(spread * used[:, :, None], (1, 3), out=d_alpha)
+
+
+def empty_sums(n_atoms: int, heads: int, s: FrameShape, like: Tensor) -> list[Sums]:
+    """Room for the sums of each order."""
+    return [
+        like.new_empty(2 if order else 1, heads, s.n_lm, n_atoms, columns.stop - columns.start)
+        for order, columns in enumerate(_order_columns(s))
+    ]
 
 
 def sum_centers(
     x: Float[Tensor, "edge row_channel"],
-    rows: Float[Tensor, "edge order lm_top"],
-    alpha: Float[Tensor, "edge head"],
-    matrices: Sequence[Tensor],
+    weighted: Float[Tensor, "edge order_head_lm"],
     counts: Sequence[int],
+    sums: Sequence[Sums],
     s: FrameShape,
-) -> Float[Tensor, "atom lm channel"]:
-    """Messages of consecutive atoms, before the rescale of the degrees l > M.
+) -> None:
+    """T of consecutive atoms.
 
     Args:
         x: what goes into the last layer.
-        matrices: of that layer: m = 0, then [[U, V], [-V, U]] of each pair.
         counts: edges of each atom.
+        sums: of these atoms alone.
     """
-    n = len(counts)
-    out = x.new_empty(s.n_lm, n, s.width)
-    for order, columns in enumerate(order_columns(s)):
-        weighted = weighted_rows(rows, alpha, order, s)
-        sums = x.new_empty(weighted.shape[1], n, columns.stop - columns.start)
-        parts = zip(
-            weighted.T.split(counts, 1), x[:, columns].split(counts), sums.unbind(1), strict=True
-        )
-        for left, right, target in parts:
-            torch.mm(left, right, out=target)
-        _apply(_as_sums(sums, order, alpha.shape[1], s), matrices[order], out, order, s)
-    return out.transpose(0, 1)
+    for left, right, target in _by_order(x, weighted, sums, s):
+        lefts, rights = left.split(counts), right.split(counts)
+        for a, b, to in zip(lefts, rights, target.unbind(1), strict=True):
+            torch.mm(a.T, b, out=to)
 
 
 def sum_centers_backward(
-    gradient: Float[Tensor, "atom lm channel"],
     x: Float[Tensor, "edge row_channel"],
-    rows: Float[Tensor, "edge order lm_top"],
-    alpha: Float[Tensor, "edge head"],
-    matrices: Sequence[Tensor],
+    weighted: Float[Tensor, "edge order_head_lm"],
     counts: Sequence[int],
+    d_sums: Sequence[Sums],
     s: FrameShape,
-    d_rows: Float[Tensor, "edge order lm_top"],
-    d_alpha: Float[Tensor, "edge head"],
-) -> Float[Tensor, "edge row_channel"]:
-    """Cotangent of x; those of the rotation and of alpha are written."""
-    n, dx = len(counts), torch.empty_like(x)
+) -> tuple[Float[Tensor, "edge row_channel"], Float[Tensor, "edge order_head_lm"]]:
+    """Cotangents of x and of the weighted rows."""
+    dx, d_weighted = torch.empty_like(x), torch.empty_like(weighted)
+    primal, dual = _by_order(x, weighted, d_sums, s), _by_order(dx, d_weighted, d_sums, s)
+    for (left, right, of_atoms), (d_left, d_right, _) in zip(primal, dual, strict=True):
+        parts = (t.split(counts) for t in (left, right, d_left, d_right))
+        for a, b, da, db, of_atom in zip(*parts, of_atoms.unbind(1), strict=True):
+            torch.mm(a, of_atom, out=db)
+            torch.mm(b, of_atom.T, out=da)
+    return dx, d_weighted
+
+
+def last_layer(
+    sums: Sequence[Sums], matrices: Sequence[Tensor], s: FrameShape
+) -> Float[Tensor, "atom lm channel"]:
+    """Messages, before the rescale of the degrees l > M.
+
+    Args:
+        matrices: of the last layer: m = 0, then [[U, V], [-V, U]] of each pair.
+    """
+    out = sums[0].new_empty(s.n_lm, sums[0].shape[3], s.width)
+    for order, (of_order, matrix) in enumerate(zip(sums, matrices, strict=True)):
+        pairs = [(of_order[0], matrix)]
+        if order:
+            n = len(matrix) // 2
+            minus, plus = of_order[..., :n], of_order[..., n:]
+            pairs = [
+                (minus[0] + plus[1], matrix[:n, :n]),
+                (minus[1] - plus[0], matrix[:n, n:]),
+            ]
+        for head, lm, columns, of_matrix in _blocks(order, of_order.shape[1], s):
+            target = out[lm].flatten(0, 1)[:, columns]
+            for index, (part, block) in enumerate(pairs):
+                source = part[head, lm].flatten(0, 1)  # m = 0 comes first and writes
+                target.addmm_(source, block[:, of_matrix], beta=1 if order + index else 0)
+    return out.transpose(0, 1)
+
+
+def last_layer_backward(
+    gradient: Float[Tensor, "atom lm channel"],
+    matrices: Sequence[Tensor],
+    heads: int,
+    s: FrameShape,
+) -> list[Sums]:
+    """Cotangents of the sums."""
+    d_sums = empty_sums(len(gradient), heads, s, gradient)
     gradient = gradient.transpose(0, 1).contiguous()
-    d_alpha.zero_()
-    for order, columns in enumerate(order_columns(s)):
-        weighted = weighted_rows(rows, alpha, order, s)
-        d_sums = x.new_empty(weighted.shape[1], n, columns.stop - columns.start)
-        _apply_backward(
-            gradient, matrices[order], _as_sums(d_sums, order, alpha.shape[1], s), order, s
-        )
-        d_weighted = torch.empty_like(weighted)
-        parts = zip(
-            weighted.split(counts), d_sums.unbind(1), x[:, columns].split(counts),
-            dx[:, columns].split(counts), d_weighted.split(counts), strict=True,
-        )  # fmt: skip
-        for left, of_atom, right, to_right, to_left in parts:
-            torch.mm(left, of_atom, out=to_right)
-            torch.mm(right, of_atom.T, out=to_left)
-        spread = d_weighted.unflatten(1, (alpha.shape[1], -1, s.n_lm - order**2))
-        source, target = rows_of(rows, order, s), rows_of(d_rows, order, s)
-        d_alpha += (spread * source[:, None]).sum((2, 3))
-        if alpha.shape[1] == 1:
-            torch.mul(spread[:, 0], alpha[:, :, None], out=target)
-        else:
-            torch.sum(spread * alpha[:, :, None, None], 1, out=target)
-    return dx
+    for order, (of_order, matrix) in enumerate(zip(d_sums, matrices, strict=True)):
+        n = len(matrix) // 2 if order else len(matrix)
+        of_order[:, :, : order**2] = 0  # the rotation has no rows there
+        for head, lm, columns, of_matrix in _blocks(order, heads, s):
+            source = gradient[lm].flatten(0, 1)[:, columns]
+            for copy, block in enumerate([matrix[:n, :n], matrix[:n, n:]] if order else [matrix]):
+                to = of_order[copy, head, lm, :, :n].flatten(0, 1)
+                torch.mm(source, block[:, of_matrix].T, out=to)
+        if order:
+            of_order[1, ..., n:] = of_order[0, ..., :n]
+            torch.neg(of_order[1, ..., :n], out=of_order[0, ..., n:])
+    return d_sums
 
 
-def order_columns(s: FrameShape) -> list[slice]:
+def _order_columns(s: FrameShape) -> list[slice]:
     """Columns of an edge's features that belong to each order; those of -m lie before +m."""
     found, start = [], 0
     for order, size in enumerate(s.sizes):
@@ -102,86 +157,27 @@ def order_columns(s: FrameShape) -> list[slice]:
     return found
 
 
-def rows_of(
-    rows: Float[Tensor, "edge order lm_top"], order: int, s: FrameShape
-) -> Float[Tensor, "edge copy lm"]:
-    """The rotation rows of -m and +m where they are not zero: m <= l <= L."""
-    first = 2 * order - 1 if order else 0
-    return rows[:, first : 2 * order + 1, order**2 : s.n_lm]
+def _by_order(
+    x: Tensor, weighted: Tensor, sums: Sequence[Sums], s: FrameShape
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of each order: columns of the weighted rows, of x, and the sums with their rows as one."""
+    start = 0
+    for columns, of_order in zip(_order_columns(s), sums, strict=True):
+        flat = of_order.flatten(0, 2)
+        yield weighted[:, start : start + len(flat)], x[:, columns], flat
+        start += len(flat)
 
 
-def weighted_rows(
-    rows: Float[Tensor, "edge order lm_top"],
-    alpha: Float[Tensor, "edge head"],
-    order: int,
-    s: FrameShape,
-) -> Float[Tensor, "edge head_copy_lm"]:
-    """Alpha D of one order."""
-    return (rows_of(rows, order, s)[:, None] * alpha[:, :, None, None]).flatten(1)
-
-
-def _as_sums(sums: Tensor, order: int, heads: int, s: FrameShape) -> Sums:
-    return sums.view(heads, 2 if order else 1, s.n_lm - order**2, *sums.shape[1:])
-
-
-def _blocks(
-    order: int, heads: int, s: FrameShape
-) -> Iterator[tuple[int, slice, slice, slice, slice]]:
-    """(head, lm among all, lm of the order, columns of the head, columns of W) of each degree."""
+def _blocks(order: int, heads: int, s: FrameShape) -> Iterator[tuple[int, slice, slice, slice]]:
+    """(head, lm, columns of the head, columns of W) of each degree."""
     per_head = s.width // heads
     for head in range(heads):
-        columns = slice(head * per_head, (head + 1) * per_head)
+        first = head * per_head
         for degree in range(order, s.max_degree + 1):
-            first, last = degree**2, (degree + 1) ** 2
-            start = (degree - order) * s.width + columns.start
+            start = (degree - order) * s.width + first
             yield (
                 head,
-                slice(first, last),
-                slice(first - order**2, last - order**2),
-                columns,
+                slice(degree**2, (degree + 1) ** 2),
+                slice(first, first + per_head),
                 slice(start, start + per_head),
             )
-
-
-def _apply(
-    sums: Sums, matrix: Tensor, out: Float[Tensor, "lm atom channel"], order: int, s: FrameShape
-) -> None:
-    """What one order gives to the messages; m = 0 is the first and writes, others add."""
-    heads = len(sums)
-    if order == 0:
-        pairs = [(sums[:, 0], matrix)]
-    else:
-        n = len(matrix) // 2
-        minus, plus = sums[..., :n], sums[..., n:]
-        pairs = [
-            (minus[:, 0] + plus[:, 1], matrix[:n, :n]),
-            (minus[:, 1] - plus[:, 0], matrix[:n, n:]),
-        ]
-    for head, all_lm, lm, columns, of_matrix in _blocks(order, heads, s):
-        target = out[all_lm].flatten(0, 1)[:, columns]
-        for index, (part, block) in enumerate(pairs):
-            source = part[head, lm].flatten(0, 1)
-            target.addmm_(source, block[:, of_matrix], beta=1 if order + index else 0)
-
-
-def _apply_backward(
-    gradient: Float[Tensor, "lm atom channel"],
-    matrix: Tensor,
-    d_sums: Sums,
-    order: int,
-    s: FrameShape,
-) -> None:
-    """Cotangent of the sums of one order."""
-    n = len(matrix) // 2 if order else len(matrix)
-    for head, all_lm, lm, columns, of_matrix in _blocks(order, len(d_sums), s):
-        source = gradient[all_lm].flatten(0, 1)[:, columns]
-        by_u = d_sums[head, 0, lm, :, :n].flatten(0, 1)
-        if order == 0:
-            torch.mm(source, matrix[:, of_matrix].T, out=by_u)
-            continue
-        shape = (-1, d_sums.shape[3], n)
-        d_sums[head, 0, lm, :, :n] = torch.mm(source, matrix[:n, of_matrix].T).view(shape)
-        d_sums[head, 1, lm, :, :n] = torch.mm(source, matrix[:n, n:][:, of_matrix].T).view(shape)
-    if order:
-        d_sums[:, 1, ..., n:] = d_sums[:, 0, ..., :n]
-        torch.neg(d_sums[:, 1, ..., :n], out=d_sums[:, 0, ..., n:])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dpa4sim.kernels import last_layer
 from dpa4sim.kernels.frame_products import FrameShape, weigh
-from dpa4sim.kernels.last_layer import sum_centers, sum_centers_backward
 from dpa4sim.model.frames import degree_of_lm
 
 ROUNDING = 1e-12
@@ -50,22 +50,26 @@ def plain(s, matrices, x, rows, alpha):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_messages_equal_the_layer_on_every_edge(name):
-    s, matrices, *inputs = problem(*SHAPES[name])
-    found = sum_centers(*inputs, matrices, COUNTS, s) * s.lift[:, None]
-    torch.testing.assert_close(found, plain(s, matrices, *inputs), rtol=ROUNDING, atol=ROUNDING)
+    s, matrices, x, rows, alpha = problem(*SHAPES[name])
+    sums = last_layer.empty_sums(len(COUNTS), alpha.shape[1], s, x)
+    last_layer.sum_centers(x, last_layer.weighted_rows(rows, alpha, s), COUNTS, sums, s)
+    found = last_layer.last_layer(sums, matrices, s) * s.lift[:, None]
+    torch.testing.assert_close(
+        found, plain(s, matrices, x, rows, alpha), rtol=ROUNDING, atol=ROUNDING
+    )
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_gradients_equal_autograd(name):
-    s, matrices, *inputs = problem(*SHAPES[name])
-    leaves = [tensor.requires_grad_() for tensor in inputs]
+    s, matrices, x, rows, alpha = problem(*SHAPES[name])
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, rows, alpha)]
     message = plain(s, matrices, *leaves)
     gradient = torch.randn_like(message)
     expected = torch.autograd.grad(message, leaves, gradient)
-    d_rows, d_alpha = torch.zeros_like(inputs[1]), torch.full_like(inputs[2], torch.nan)
-    with torch.no_grad():
-        dx = sum_centers_backward(
-            gradient * s.lift[:, None], *inputs, matrices, COUNTS, s, d_rows, d_alpha
-        )
+    d_sums = last_layer.last_layer_backward(gradient * s.lift[:, None], matrices, alpha.shape[1], s)
+    weighted = last_layer.weighted_rows(rows, alpha, s)
+    dx, d_weighted = last_layer.sum_centers_backward(x, weighted, COUNTS, d_sums, s)
+    d_rows, d_alpha = torch.zeros_like(rows), torch.full_like(alpha, torch.nan)
+    last_layer.unweigh(d_weighted, rows, alpha, s, d_rows, d_alpha)
     for ours, theirs in zip((dx, d_rows, d_alpha), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=ROUNDING, atol=ROUNDING)
