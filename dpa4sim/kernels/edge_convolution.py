@@ -330,8 +330,9 @@ def _linear_backward(du: Tensor, layer: Layer, dx: Tensor) -> None:
         return
     for (u, difference, negated), (_, minus, plus) in zip(layer.thirds, _pairs(layer), strict=True):
         common = torch.mm(du[:, minus] + du[:, plus], u.T)
-        dx[:, minus].add_(common).addmm_(du[:, plus], difference.T)
-        dx[:, plus].add_(common).addmm_(du[:, minus], negated.T)
+        dx[:, minus.start : plus.stop].unflatten(1, (2, -1)).add_(common[:, None])
+        dx[:, minus].addmm_(du[:, plus], difference.T)
+        dx[:, plus].addmm_(du[:, minus], negated.T)
 
 
 def _by_gauss(layer: Layer, n_edges: int) -> bool:
