@@ -106,8 +106,10 @@ def last_layer(
     Args:
         matrices: of the last layer: m = 0, then [[U, V], [-V, U]] of each pair.
     """
-    out = sums[0].new_empty(s.n_lm, sums[0].shape[3], s.width)
+    n_atoms = sums[0].shape[3]
+    out = sums[0].new_empty(s.n_lm * n_atoms, s.width)
     for order, (of_order, matrix) in enumerate(zip(sums, matrices, strict=True)):
+        of_order = of_order.flatten(2, 3)
         pairs = [(of_order[0], matrix)]
         if order:
             n = len(matrix) // 2
@@ -116,12 +118,12 @@ def last_layer(
                 (minus[0] + plus[1], matrix[:n, :n]),
                 (minus[1] - plus[0], matrix[:n, n:]),
             ]
-        for head, lm, columns, of_matrix in _blocks(order, of_order.shape[1], s):
-            target = out[lm].flatten(0, 1)[:, columns]
-            for index, (part, block) in enumerate(pairs):
-                source = part[head, lm].flatten(0, 1)  # m = 0 comes first and writes
-                target.addmm_(source, block[:, of_matrix], beta=1 if order + index else 0)
-    return out.transpose(0, 1)
+        for head, rows, columns, of_matrix in _blocks(order, len(of_order[0]), n_atoms, s):
+            target = out[rows, columns]
+            for index, (part, block) in enumerate(pairs):  # m = 0 comes first and writes
+                beta = 1 if order + index else 0
+                target.addmm_(part[head, rows], block[:, of_matrix], beta=beta)
+    return out.view(s.n_lm, n_atoms, s.width).transpose(0, 1)
 
 
 def last_layer_backward(
@@ -131,16 +133,19 @@ def last_layer_backward(
     s: FrameShape,
 ) -> list[Sums]:
     """Cotangents of the sums."""
-    d_sums = empty_sums(len(gradient), heads, s, gradient)
-    gradient = gradient.transpose(0, 1).contiguous()
+    n_atoms, d_sums = len(gradient), empty_sums(len(gradient), heads, s, gradient)
+    gradient = gradient.transpose(0, 1).flatten(0, 1)
     for order, (of_order, matrix) in enumerate(zip(d_sums, matrices, strict=True)):
         n = len(matrix) // 2 if order else len(matrix)
         of_order[:, :, : order**2] = 0  # the rotation has no rows there
-        for head, lm, columns, of_matrix in _blocks(order, heads, s):
-            source = gradient[lm].flatten(0, 1)[:, columns]
-            for copy, block in enumerate([matrix[:n, :n], matrix[:n, n:]] if order else [matrix]):
-                to = of_order[copy, head, lm, :, :n].flatten(0, 1)
-                torch.mm(source, block[:, of_matrix].T, out=to)
+        flat = of_order.flatten(2, 3)
+        pairs = [(flat[0, ..., :n], matrix[:n, :n])]
+        if order:
+            pairs.append((flat[1, ..., :n], matrix[:n, n:]))
+        for head, rows, columns, of_matrix in _blocks(order, heads, n_atoms, s):
+            source = gradient[rows, columns]
+            for part, block in pairs:
+                torch.mm(source, block[:, of_matrix].T, out=part[head, rows])
         if order:
             of_order[1, ..., n:] = of_order[0, ..., :n]
             torch.neg(of_order[1, ..., :n], out=of_order[0, ..., n:])
@@ -168,8 +173,10 @@ def _by_order(
         start += len(flat)
 
 
-def _blocks(order: int, heads: int, s: FrameShape) -> Iterator[tuple[int, slice, slice, slice]]:
-    """(head, lm, columns of the head, columns of W) of each degree."""
+def _blocks(
+    order: int, heads: int, n_atoms: int, s: FrameShape
+) -> Iterator[tuple[int, slice, slice, slice]]:
+    """(head, rows [lm, atom], columns of the head, columns of W) of each degree."""
     per_head = s.width // heads
     for head in range(heads):
         first = head * per_head
@@ -177,7 +184,7 @@ def _blocks(order: int, heads: int, s: FrameShape) -> Iterator[tuple[int, slice,
             start = (degree - order) * s.width + first
             yield (
                 head,
-                slice(degree**2, (degree + 1) ** 2),
+                slice(degree**2 * n_atoms, (degree + 1) ** 2 * n_atoms),
                 slice(first, first + per_head),
                 slice(start, start + per_head),
             )
