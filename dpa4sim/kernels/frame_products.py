@@ -178,14 +178,14 @@ def _split_expanded(
     x: Float[Tensor, "edge order_row_term_lm"], s: FrameShape
 ) -> list[Float[Tensor, "edge one row term lm"]]:
     shapes = [(1, size, s.terms, s.n_lm) for size in s.sizes]
-    blocks = x.split([prod(shape) for shape in shapes], 1)
+    blocks = x.split_with_sizes([prod(shape) for shape in shapes], 1)
     return [block.unflatten(1, shape) for block, shape in zip(blocks, shapes, strict=True)]
 
 
 def _by_order(folded: Folded, s: FrameShape) -> list[Float[Tensor, "edge copy row term lm"]]:
     """The rows of each order; one copy for m = 0, -m and +m for others."""
     copies = [2 if order else 1 for order in range(s.max_order + 1)]
-    blocks = folded.split([n * size for n, size in zip(copies, s.sizes, strict=True)], 1)
+    blocks = folded.split_with_sizes([n * size for n, size in zip(copies, s.sizes, strict=True)], 1)
     return [
         block.unflatten(2, (s.terms, s.n_lm)).unflatten(1, (n, size))
         for block, n, size in zip(blocks, copies, s.sizes, strict=True)
@@ -197,7 +197,7 @@ def _rows_by_order(
 ) -> list[Float[Tensor, "edge copy one one lm"]]:
     """The rotation rows as they meet `_by_order`."""
     used = rows[:, : 2 * s.max_order + 1, None, None, : s.n_lm]
-    return list(used.split([1] + [2] * s.max_order, 1))
+    return list(used.split_with_sizes([1] + [2] * s.max_order, 1))
 
 
 def lift(rows: Float[Tensor, "edge order lm_top"], s: FrameShape) -> Float[Tensor, "edge row lm"]:

@@ -75,7 +75,7 @@ def sum_centers(
         sums: of these atoms alone.
     """
     for left, right, target in _by_order(x, weighted, sums, s):
-        lefts, rights = left.split(counts), right.split(counts)
+        lefts, rights = left.split_with_sizes(counts), right.split(counts)
         for a, b, to in zip(lefts, rights, target.unbind(1), strict=True):
             torch.mm(a.T, b, out=to)
 
@@ -91,7 +91,7 @@ def sum_centers_backward(
     dx, d_weighted = torch.empty_like(x), torch.empty_like(weighted)
     primal, dual = _by_order(x, weighted, d_sums, s), _by_order(dx, d_weighted, d_sums, s)
     for (left, right, of_atoms), (d_left, d_right, _) in zip(primal, dual, strict=True):
-        parts = (t.split(counts) for t in (left, right, d_left, d_right))
+        parts = (t.split_with_sizes(counts) for t in (left, right, d_left, d_right))
         for a, b, da, db, of_atom in zip(*parts, of_atoms.unbind(1), strict=True):
             torch.mm(a, of_atom, out=db)
             torch.mm(b, of_atom.T, out=da)

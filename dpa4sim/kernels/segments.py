@@ -82,7 +82,7 @@ def counts(offsets: Sequence[int]) -> list[int]:
 
 def _slabs(x: Tensor, offsets: Sequence[int]) -> Sequence[Tensor]:
     """The rows of each center."""
-    return x[: offsets[-1]].split(counts(offsets))
+    return x[: offsets[-1]].split_with_sizes(counts(offsets))
 
 
 def spans(offsets: Sequence[int]) -> list[tuple[int, int]]:
