@@ -75,7 +75,7 @@ def sum_centers(
         sums: of these atoms alone.
     """
     for left, right, target in _by_order(x, weighted, sums, s):
-        lefts, rights = left.split_with_sizes(counts), right.split(counts)
+        lefts, rights = left.split_with_sizes(counts), right.split_with_sizes(counts)
         for a, b, to in zip(lefts, rights, target.unbind(1), strict=True):
             torch.mm(a.T, b, out=to)
 
