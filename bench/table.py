@@ -253,9 +253,9 @@ CLAIMS = (
 TAIL = """
 ## What limits it
 
-- **Inference**: {share}. The rest is the gather, the rotation and the sum over edges, small
-  products and copies (docs/kernels.md has them as single kernels for CUDA); on a processor the next
-  lever is one loop for the fold and one for the sum.
+- **Inference**: {share}. A tenth is outside the edges; the rest is activations, gathers, rotations
+  and the additions around Gauss' products (docs/kernels.md has them as single kernels for CUDA); on
+  a processor the next lever is one loop for the gates and those additions.
 - **Accuracy "fast"** lets the processor multiply float32 matrices through bfloat16 (AVX512_BF16);
   its errors stand above. "high" equals "exact" but in the Triton kernels: three TF32 products.
 - **`compile=True`** removes what PyTorch costs per operation, so it gains most where structures are

@@ -7,6 +7,7 @@ adapters/    the only place that speaks another project's vocabulary
 batch.py     Batch: many structures packed in flat tensors
 branches.py  models that share their trunk: several theories in one file
 cli/         one file per verb
+compiled.py  the network as one compiled graph, compiled_steps.py the steps around it
 composite.py models made of models: sums
 config.py    DPA4Config: the options of the network
 data/        labelled structures on disk -> training batches

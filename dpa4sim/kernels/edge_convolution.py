@@ -6,9 +6,10 @@
 
 Plain autograd (model/emfa.py) is the reference.  Here the edges pass in chunks of whole centers
 through buffers that stay in cache, nothing is stored but the pre-activations and gates, and the
-sum is one matrix product per center.  What does not fit into `Plan.keep_bytes` is not stored but
-made again in the backward pass, to the same bits.  First derivatives with respect to node features,
-kernel, rotation rows and weights alpha; the network's weights are constants.  For the CPU.
+last layer, which is linear, acts after the sum at the center (last_layer.py).  What does not fit
+into `Plan.keep_bytes` is not stored but made again in the backward pass, to the same bits.  First
+derivatives with respect to node features, kernel, rotation rows and weights alpha; the network's
+weights are constants.  For the CPU.
 """
 
 from __future__ import annotations
@@ -29,15 +30,25 @@ from dpa4sim.kernels.frame_products import (
     fold,
     fold_to_kernel,
     fold_to_rows,
-    lift,
-    lift_to_rows,
-    weigh,
+    gated_rows,
 )
-from dpa4sim.kernels.segments import chunks
+from dpa4sim.kernels.last_layer import (
+    empty_sums,
+    last_layer,
+    last_layer_backward,
+    sum_centers,
+    sum_centers_backward,
+    unweigh,
+    weighted_rows,
+)
+from dpa4sim.kernels.segments import chunks, counts
 from dpa4sim.kernels.workspace import give, take
 
 CHUNK_EDGES = 768
 """Edges in flight; measured flat between 512 and 2048 on two x86 machines."""
+
+GROUP_ATOMS = 96
+"""Atoms whose sums are kept until the last layer acts on them all: 6 MB in Neo."""
 
 GAUSS = (256, 128)
 """Edges, and columns of -m, from which on three products are faster than one of twice their size:
@@ -87,6 +98,16 @@ class Plan(FrameShape):
     offsets: Sequence[int]
     keep_bytes: int
 
+    @cached_property
+    def counts(self) -> list[int]:
+        """Edges of each atom."""
+        return counts(self.offsets)
+
+    @property
+    def last_matrices(self) -> tuple[Tensor, ...]:
+        """Of the last layer."""
+        return self.layers[-1].zonal, *self.layers[-1].pairs
+
 
 def edge_convolution(
     node: Float[Tensor, "atom term_lm channel"],
@@ -107,13 +128,17 @@ class _EdgeConvolution(torch.autograd.Function):
         out = node.new_zeros(node.shape[0], plan.n_lm, plan.width)
         node = node.contiguous()
         kept, scratch, n_kept = _buffers(plan, kernel, any(ctx.needs_input_grad))
-        for first, last in chunks(plan.offsets, CHUNK_EDGES):
-            edges = slice(plan.offsets[first], plan.offsets[last])
-            stored = kept.part(edges) if edges.stop <= n_kept else scratch.first(edges)
-            _stack(node, kernel[edges], rows[edges], plan, edges, stored)
-            lifted = lift(rows[edges], plan)
-            weighted = weigh(stored.final, alpha[edges], plan.n_rows)
-            _sum_centers(lifted, weighted, out, plan, first, last)
+        for atoms, parts in _groups(plan.offsets):
+            sums = empty_sums(atoms.stop - atoms.start, alpha.shape[1], plan, node)
+            for part in parts:
+                edges = slice(plan.offsets[part.start], plan.offsets[part.stop])
+                stored = kept.part(edges) if edges.stop <= n_kept else scratch.first(edges)
+                _stack(node, kernel[edges], rows[edges], plan, edges, stored)
+                weighted = weighted_rows(rows[edges], alpha[edges], plan)
+                here = [of_order[..., _within(part, atoms), :] for of_order in sums]
+                sum_centers(stored.final, weighted, plan.counts[part], here, plan)
+            out[atoms] = last_layer(sums, plan.last_matrices, plan)
+        out *= plan.lift[:, None]
         give(*scratch.all)
         ctx.save_for_backward(node, kernel, rows, alpha)
         ctx.plan, ctx.kept, ctx.n_kept = plan, kept, n_kept
@@ -128,24 +153,28 @@ class _EdgeConvolution(torch.autograd.Function):
         node, kernel, rows, alpha = ctx.saved_tensors
         kept, ctx.kept = ctx.kept, None
         scratch = _scratch(plan, kernel, ctx.n_kept)
-        gradient = gradient.contiguous()
+        gradient = gradient * plan.lift[:, None]
         d_node, d_kernel = torch.zeros_like(node), torch.zeros_like(kernel)  # padding stays zero
         d_rows, d_alpha = torch.zeros_like(rows), torch.zeros_like(alpha)
-        for first, last in chunks(plan.offsets, CHUNK_EDGES):
-            edges = slice(plan.offsets[first], plan.offsets[last])
-            stored = kept.part(edges)
-            if edges.stop > ctx.n_kept:
-                stored = scratch.first(edges)
-                _stack(node, kernel[edges], rows[edges], plan, edges, stored)
-            dx = _lift_backward(
-                gradient, stored.final, rows[edges], alpha[edges], plan, (first, last),
-                d_rows[edges], d_alpha[edges],
-            )  # fmt: skip
-            dx = _stack_backward(dx, stored, plan)
-            _gather_backward(
-                dx, node, kernel[edges], rows[edges], plan, edges, d_node, d_kernel[edges],
-                d_rows[edges],
-            )  # fmt: skip
+        for atoms, parts in _groups(plan.offsets):
+            d_sums = last_layer_backward(gradient[atoms], plan.last_matrices, alpha.shape[1], plan)
+            for part in parts:
+                edges = slice(plan.offsets[part.start], plan.offsets[part.stop])
+                stored = kept.part(edges)
+                if edges.stop > ctx.n_kept:
+                    stored = scratch.first(edges)
+                    _stack(node, kernel[edges], rows[edges], plan, edges, stored)
+                weighted = weighted_rows(rows[edges], alpha[edges], plan)
+                here = [of_order[..., _within(part, atoms), :] for of_order in d_sums]
+                dx, d_weighted = sum_centers_backward(
+                    stored.final, weighted, plan.counts[part], here, plan
+                )
+                unweigh(d_weighted, rows[edges], alpha[edges], plan, d_rows[edges], d_alpha[edges])
+                dx = _stack_backward(dx, stored, plan)
+                _gather_backward(
+                    dx, node, kernel[edges], rows[edges], plan, edges, d_node, d_kernel[edges],
+                    d_rows[edges],
+                )  # fmt: skip
         give(*kept.all, *scratch.all)
         return d_node, d_kernel, d_rows, d_alpha, None
 
@@ -157,7 +186,7 @@ class _Stored:
     Args:
         pre: what goes into each activation.
         gates: of each activation.
-        final: what comes out of the stack.
+        final: what goes into the last layer.
     """
 
     pre: list[Tensor]
@@ -208,30 +237,46 @@ def _scratch(plan: Plan, like: Tensor, n_kept: int) -> _Stored:
     return _Stored.take(largest, plan, like)
 
 
+def _groups(offsets: Sequence[int]) -> list[tuple[slice, list[slice]]]:
+    """(atoms, the same in chunks of edges), so many that the last layer's products are large."""
+    parts = [slice(first, last) for first, last in chunks(offsets, CHUNK_EDGES)]
+    groups: list[tuple[slice, list[slice]]] = []
+    for part in parts:
+        atoms, known = groups[-1] if groups else (slice(0, -1), [])
+        if part.start == atoms.stop and part.stop - atoms.start <= GROUP_ATOMS:
+            groups[-1] = slice(atoms.start, part.stop), [*known, part]
+        else:  # also where atoms without edges lie between
+            groups.append((part, [part]))
+    return groups
+
+
+def _within(part: slice, whole: slice) -> slice:
+    return slice(part.start - whole.start, part.stop - whole.start)
+
+
 def _stack(
     node: Tensor, kernel: Tensor, rows: Tensor, plan: Plan, edges: slice, stored: _Stored
 ) -> None:
     """Gather, rotate and pass the layers, into `stored`."""
-    folded = fold(kernel, rows, plan)
-    x = torch.bmm(folded, node.index_select(0, plan.neighbor[edges])).flatten(1)
+    folded, x = fold(kernel, rows, plan), stored.final
+    near = node.index_select(0, plan.neighbor[edges])
+    torch.bmm(folded, near, out=x.view(len(x), plan.n_rows, plan.width))
     for layer, u, gate in zip(plan.layers[:-1], stored.pre, stored.gates, strict=True):
         _linear(x, layer, u)
         if layer.gate is not None:
             torch.mm(u[:, : plan.width], layer.gate, out=gate).sigmoid_()
         _add_activated(x, u, gate, layer, plan)
-    _linear(x, plan.layers[-1], stored.final)
 
 
 def _stack_backward(dx: Tensor, stored: _Stored, plan: Plan) -> Tensor:
     """Cotangent of what went into the layers."""
     du = torch.empty_like(dx)
-    dx = _linear_backward(dx, plan.layers[-1], torch.empty_like(dx), add=False)
     for t in reversed(range(len(stored.pre))):
         layer = plan.layers[t]
         d_logit = _activation_backward(dx, stored.pre[t], stored.gates[t], layer, plan, du)
         if layer.gate is not None:
             du[:, : plan.width].addmm_(d_logit, layer.gate.T)
-        _linear_backward(du, layer, dx, add=True)
+        _linear_backward(du, layer, dx)
     return dx
 
 
@@ -269,29 +314,25 @@ def _linear(x: Tensor, layer: Layer, out: Tensor) -> None:
             torch.mm(x[:, both], pair, out=out[:, both])
         return
     for (u, difference, negated), (_, minus, plus) in zip(layer.thirds, _pairs(layer), strict=True):
-        common = torch.mm(x[:, minus] + x[:, plus], u)
-        torch.addmm(common, x[:, plus], negated, out=out[:, minus])
-        torch.addmm(common, x[:, minus], difference, out=out[:, plus])
+        common = torch.mm(x[:, minus] + x[:, plus], u, out=out[:, plus])
+        out[:, minus].copy_(common).addmm_(x[:, plus], negated)
+        common.addmm_(x[:, minus], difference)
 
 
-def _linear_backward(du: Tensor, layer: Layer, dx: Tensor, *, add: bool) -> Tensor:
-    """Dx (+)= du W^T, by as many products."""
+def _linear_backward(du: Tensor, layer: Layer, dx: Tensor) -> None:
+    """Dx += du W^T, by as many products."""
     size = layer.zonal.shape[0]
-    beta = 1 if add else 0
-    dx[:, :size].addmm_(du[:, :size], layer.zonal.T, beta=beta)
+    dx[:, :size].addmm_(du[:, :size], layer.zonal.T)
     if not _by_gauss(layer, len(du)):
         for pair, minus, plus in _pairs(layer):
             both = slice(minus.start, plus.stop)
-            dx[:, both].addmm_(du[:, both], pair.T, beta=beta)
-        return dx
+            dx[:, both].addmm_(du[:, both], pair.T)
+        return
     for (u, difference, negated), (_, minus, plus) in zip(layer.thirds, _pairs(layer), strict=True):
         common = torch.mm(du[:, minus] + du[:, plus], u.T)
-        for to, source, matrix in ((minus, plus, difference), (plus, minus, negated)):
-            if add:
-                dx[:, to].add_(common).addmm_(du[:, source], matrix.T)
-            else:
-                torch.addmm(common, du[:, source], matrix.T, out=dx[:, to])
-    return dx
+        dx[:, minus.start : plus.stop].unflatten(1, (2, -1)).add_(common[:, None])
+        dx[:, minus].addmm_(du[:, plus], difference.T)
+        dx[:, plus].addmm_(du[:, minus], negated.T)
 
 
 def _by_gauss(layer: Layer, n_edges: int) -> bool:
@@ -309,26 +350,17 @@ def _pairs(layer: Layer) -> list[tuple[Tensor, slice, slice]]:
     return found
 
 
-def _gated_parts(plan: Plan) -> list[tuple[int, int, int]]:
-    """(first column, last column, first gate column) of the rows of degree l >= 1, by frame."""
-    width = plan.width
-    parts = []
-    for order, _, first, last in plan.frames:
-        skip = 1 if order == 0 else 0
-        if last - first > skip:
-            gate = 0 if order == 0 else (order - 1) * width
-            parts.append(((first + skip) * width, last * width, gate))
-    return parts
-
-
 def _add_activated(x: Tensor, u: Tensor, gate: Tensor, layer: Layer, plan: Plan) -> None:
     """X += act(u)."""
-    scalar = silu(u[:, : plan.width])
-    if layer.scalar_scale is not None:
-        scalar *= layer.scalar_scale
-    x[:, : plan.width] += scalar
-    for first, last, column in _gated_parts(plan):
-        x[:, first:last].addcmul_(u[:, first:last], gate[:, column:])
+    width = plan.width
+    scalar = silu(u[:, :width])
+    if layer.scalar_scale is None:
+        x[:, :width] += scalar
+    else:
+        x[:, :width].addcmul_(scalar, layer.scalar_scale)
+    for group in plan.gated:
+        to, rows = (gated_rows(tensor, group, plan.max_degree, width) for tensor in (x, u))
+        to.addcmul_(rows, gate[:, None, group[2] :])
 
 
 def _activation_backward(
@@ -336,54 +368,20 @@ def _activation_backward(
 ) -> Tensor:
     """Du of the direct paths, and the cotangent of the gates' logits."""
     width = plan.width
-    d_gate = torch.zeros_like(gate)
-    for first, last, column in _gated_parts(plan):
-        torch.mul(dx[:, first:last], gate[:, column:], out=du[:, first:last])
-        d_gate[:, column:].addcmul_(dx[:, first:last], u[:, first:last])
-    scalar = u[:, :width]
-    s = torch.sigmoid(scalar)
-    slope = s * (1 + scalar * (1 - s))
+    d_gate = torch.empty_like(gate)
+    for index, group in enumerate(plan.gated):
+        column = group[2]
+        arriving, rows, to = (
+            gated_rows(tensor, group, plan.max_degree, width) for tensor in (dx, u, du)
+        )
+        torch.mul(arriving, gate[:, None, column:], out=to)
+        for copy in range(group[1]):
+            if index or copy:
+                d_gate[:, column:].addcmul_(arriving[:, copy], rows[:, copy])
+            else:  # the first group has every gate
+                torch.mul(arriving[:, 0], rows[:, 0], out=d_gate)
+    scalar = dx[:, :width]
     if layer.scalar_scale is not None:
-        slope *= layer.scalar_scale
-    torch.mul(dx[:, :width], slope, out=du[:, :width])
-    return d_gate.mul_(gate).mul_(1 - gate)
-
-
-def _sum_centers(lifted: Tensor, x: Tensor, out: Tensor, plan: Plan, first: int, last: int) -> None:
-    """out_i = sum over the edges of i of lift^T x: one product per center."""
-    base, n_rows = plan.offsets[first], plan.n_rows
-    left, right = lifted.view(-1, plan.n_lm).T, x.view(-1, plan.width)
-    for atom in range(first, last):
-        start = (plan.offsets[atom] - base) * n_rows
-        stop = (plan.offsets[atom + 1] - base) * n_rows
-        if stop > start:
-            torch.mm(left[:, start:stop], right[start:stop], out=out[atom])
-
-
-def _lift_backward(
-    gradient: Tensor,
-    final: Tensor,
-    rows: Tensor,
-    alpha: Tensor,
-    plan: Plan,
-    atoms: tuple[int, int],
-    d_rows: Tensor,
-    d_alpha: Tensor,
-) -> Tensor:
-    """Cotangent of the edge rows; that of the rotation is added, that of alpha written."""
-    lifted = lift(rows, plan)
-    weighted = weigh(final, alpha, plan.n_rows)
-    d_weighted, d_lift = torch.empty_like(final), torch.empty_like(lifted)
-    base, n_rows = plan.offsets[atoms[0]], plan.n_rows
-    flat_lift, flat_d_lift = lifted.view(-1, plan.n_lm), d_lift.view(-1, plan.n_lm)
-    flat_x, flat_dx = weighted.view(-1, plan.width), d_weighted.view(-1, plan.width)
-    for atom in range(*atoms):
-        start = (plan.offsets[atom] - base) * n_rows
-        stop = (plan.offsets[atom + 1] - base) * n_rows
-        if stop > start:
-            torch.mm(flat_lift[start:stop], gradient[atom], out=flat_dx[start:stop])
-            torch.mm(flat_x[start:stop], gradient[atom].T, out=flat_d_lift[start:stop])
-    d_rows[:, : 2 * plan.max_order + 1, : plan.n_lm] += lift_to_rows(d_lift, plan)
-    heads = (d_weighted * final).unflatten(1, (n_rows, alpha.shape[1], -1))
-    d_alpha.copy_(heads.sum((1, 3)))
-    return weigh(d_weighted, alpha, plan.n_rows)
+        scalar = scalar * layer.scalar_scale
+    torch.ops.aten.silu_backward.grad_input(scalar, u[:, :width], grad_input=du[:, :width])
+    return torch.ops.aten.sigmoid_backward.grad_input(d_gate, gate, grad_input=d_gate)

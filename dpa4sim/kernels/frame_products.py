@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import torch
 from jaxtyping import Float, Int
@@ -62,6 +63,11 @@ class FrameShape:
         return result
 
     @cached_property
+    def gated(self) -> list[tuple[int, int, int]]:
+        """What `gated_groups` gives for this frame."""
+        return gated_groups(self.max_degree, self.max_order, self.width)
+
+    @cached_property
     def spans(self) -> list[tuple[int, int]]:
         """Columns of the kernel that belong to each order."""
         spans, start = [], 0
@@ -76,13 +82,19 @@ class FrameShape:
         return [(self.degree_of_lm - order).clamp(min=0) for order in range(self.max_order + 1)]
 
     @cached_property
-    def selections(self) -> list[Float[Tensor, "lm column"]]:
-        """The same as matrices of zeros and ones."""
+    def expansion(self) -> Int[Tensor, " order_row_term_lm"]:
+        """The kernel column that each entry of `fold` reads, by order."""
         found = []
-        for size, source in zip(self.sizes, self.sources, strict=True):
-            columns = torch.arange(size, device=source.device)
-            found.append((source[:, None] == columns).to(self.lift.dtype))
-        return found
+        for (start, _), size, source in zip(self.spans, self.sizes, self.sources, strict=True):
+            rows = torch.arange(size * self.terms, device=source.device)
+            found.append((start + rows[:, None] * size + source).flatten())
+        return torch.cat(found)
+
+    @cached_property
+    def selection(self) -> Float[Tensor, "order_row_term_lm column"]:
+        """The same as a matrix of zeros and ones."""
+        columns = torch.arange(self.spans[-1][1], device=self.expansion.device)
+        return (self.expansion[:, None] == columns).to(self.lift.dtype)
 
     @cached_property
     def mask(self) -> Float[Tensor, "row lm"]:
@@ -93,15 +105,38 @@ class FrameShape:
         return (degree[:, None] == self.degree_of_lm).to(self.lift) * self.lift
 
 
+def gated_groups(max_degree: int, max_order: int, width: int) -> list[tuple[int, int, int]]:
+    """(first column, copies, first gate column) of the rows of degree l >= 1, by order.
+
+    m = 0 and m = +-1 have the same degrees and lie side by side: three copies of one gate.
+    """
+    if max_degree == 0:
+        return []
+    groups = [(width, 3 if max_order else 1, 0)]
+    start = width + groups[0][1] * max_degree * width
+    for order in range(2, max_order + 1):
+        groups.append((start, 2, (order - 1) * width))
+        start += 2 * (max_degree - order + 1) * width
+    return groups
+
+
+def gated_rows(
+    x: Float[Tensor, "edge row_channel"], group: tuple[int, int, int], max_degree: int, width: int
+) -> Float[Tensor, "edge copy column"]:
+    """The columns of one group, its copies apart."""
+    start, copies, column = group
+    size = max_degree * width - column
+    return x[:, start : start + copies * size].unflatten(1, (copies, size))
+
+
 def fold(
     kernel: Float[Tensor, "edge column"], rows: Float[Tensor, "edge order lm_top"], s: FrameShape
 ) -> Folded:
     """Kernel times rotation: entry [l', (r, l m')] = k[l', r, l] D^l_{m m'}."""
     folded = kernel.new_empty(len(kernel), s.n_rows, s.terms * s.n_lm)
-    expanded = [_expanded(kernel, order, s) for order in range(s.max_order + 1)]
-    for order, row, first, last in s.frames:
-        target = folded[:, first:last].unflatten(2, (s.terms, s.n_lm))
-        torch.mul(expanded[order], rows[:, None, None, row, : s.n_lm], out=target)
+    parts = zip(_expanded(kernel, s), _by_order(folded, s), _rows_by_order(rows, s), strict=True)
+    for block, target, of_order in parts:
+        torch.mul(block, of_order, out=target)
     return folded
 
 
@@ -109,35 +144,60 @@ def fold_to_kernel(
     d_folded: Folded, rows: Float[Tensor, "edge order lm_top"], s: FrameShape
 ) -> Float[Tensor, "edge column"]:
     """Cotangent of the kernel through `fold`."""
-    parts: list[Tensor] = []
-    for order, row, first, last in s.frames:
-        part = d_folded[:, first:last].unflatten(2, (s.terms, s.n_lm))
-        product = part * rows[:, None, None, row, : s.n_lm]
-        if row > 0 and row % 2 == 0:
-            parts[order] += product
-        else:
-            parts.append(product)
-    pairs = zip(parts, s.selections, strict=True)
-    return torch.cat([(part @ select).flatten(1) for part, select in pairs], 1)
+    products = rows.new_empty(len(rows), len(s.expansion))
+    blocks = _split_expanded(products, s)
+    parts = zip(_by_order(d_folded, s), _rows_by_order(rows, s), blocks, strict=True)
+    for part, of_order, block in parts:
+        torch.mul(part[:, 0], of_order[:, 0], out=block[:, 0])
+        for copy in range(1, part.shape[1]):
+            block[:, 0].addcmul_(part[:, copy], of_order[:, copy])
+    return products @ s.selection
 
 
 def fold_to_rows(
     d_folded: Folded, kernel: Float[Tensor, "edge column"], s: FrameShape
 ) -> Float[Tensor, "edge order lm"]:
     """Cotangent of the rotation rows through `fold`, for l <= L."""
-    expanded = [_expanded(kernel, order, s) for order in range(s.max_order + 1)]
     found = kernel.new_empty(len(kernel), 2 * s.max_order + 1, s.n_lm)
-    for order, row, first, last in s.frames:
-        part = d_folded[:, first:last].unflatten(2, (s.terms, s.n_lm))
-        torch.sum(part * expanded[order], (1, 2), out=found[:, row])
+    for order, (block, part) in enumerate(
+        zip(_expanded(kernel, s), _by_order(d_folded, s), strict=True)
+    ):
+        first = 2 * order - 1 if order else 0
+        torch.sum(part * block, (2, 3), out=found[:, first : 2 * order + 1])
     return found
 
 
-def _expanded(kernel: Tensor, order: int, s: FrameShape) -> Float[Tensor, "edge row term lm"]:
-    """k[l', r, l] of an order, repeated over the m' of each l."""
-    start, stop = s.spans[order]
-    block = kernel[:, start:stop].unflatten(1, (s.sizes[order], s.terms, s.sizes[order]))
-    return block.index_select(3, s.sources[order])
+def _expanded(
+    kernel: Float[Tensor, "edge column"], s: FrameShape
+) -> list[Float[Tensor, "edge one row term lm"]]:
+    """k[l', r, l] of each order, repeated over the m' of each l."""
+    return _split_expanded(kernel.index_select(1, s.expansion), s)
+
+
+def _split_expanded(
+    x: Float[Tensor, "edge order_row_term_lm"], s: FrameShape
+) -> list[Float[Tensor, "edge one row term lm"]]:
+    shapes = [(1, size, s.terms, s.n_lm) for size in s.sizes]
+    blocks = x.split_with_sizes([prod(shape) for shape in shapes], 1)
+    return [block.unflatten(1, shape) for block, shape in zip(blocks, shapes, strict=True)]
+
+
+def _by_order(folded: Folded, s: FrameShape) -> list[Float[Tensor, "edge copy row term lm"]]:
+    """The rows of each order; one copy for m = 0, -m and +m for others."""
+    copies = [2 if order else 1 for order in range(s.max_order + 1)]
+    blocks = folded.split_with_sizes([n * size for n, size in zip(copies, s.sizes, strict=True)], 1)
+    return [
+        block.unflatten(2, (s.terms, s.n_lm)).unflatten(1, (n, size))
+        for block, n, size in zip(blocks, copies, s.sizes, strict=True)
+    ]
+
+
+def _rows_by_order(
+    rows: Float[Tensor, "edge order lm_top"], s: FrameShape
+) -> list[Float[Tensor, "edge copy one one lm"]]:
+    """The rotation rows as they meet `_by_order`."""
+    used = rows[:, : 2 * s.max_order + 1, None, None, : s.n_lm]
+    return list(used.split_with_sizes([1] + [2] * s.max_order, 1))
 
 
 def lift(rows: Float[Tensor, "edge order lm_top"], s: FrameShape) -> Float[Tensor, "edge row lm"]:

@@ -38,11 +38,10 @@ class _SumOuter(torch.autograd.Function):
         ctx.save_for_backward(a, b)
         ctx.offsets = offsets
         a, b = a.contiguous(), b.contiguous()
-        out = a.new_zeros(len(offsets) - 1, a.shape[1], b.shape[1])
-        a_t = a.T
-        for atom, (start, stop) in enumerate(spans(offsets)):
-            if stop > start:
-                torch.mm(a_t[:, start:stop], b[start:stop], out=out[atom])
+        out = a.new_empty(len(offsets) - 1, a.shape[1], b.shape[1])
+        parts = zip(_slabs(a, offsets), _slabs(b, offsets), out.unbind(), strict=True)
+        for left, right, target in parts:
+            torch.mm(left.T, right, out=target)
         return out
 
     @staticmethod
@@ -60,10 +59,11 @@ class _Spread(torch.autograd.Function):
         ctx.save_for_backward(a, matrix)
         ctx.offsets = offsets
         a = a.contiguous()
-        out = a.new_zeros(len(a), matrix.shape[2])  # padding stays zero
-        for atom, (start, stop) in enumerate(spans(offsets)):
-            if stop > start:
-                torch.mm(a[start:stop], matrix[atom], out=out[start:stop])
+        out = a.new_empty(len(a), matrix.shape[2])
+        out[offsets[-1] :] = 0  # padding
+        parts = zip(_slabs(a, offsets), matrix.unbind(), _slabs(out, offsets), strict=True)
+        for left, of_atom, target in parts:
+            torch.mm(left, of_atom, out=target)
         return out
 
     @staticmethod
@@ -73,6 +73,16 @@ class _Spread(torch.autograd.Function):
         da = spread(gradient, matrix.transpose(1, 2), ctx.offsets) if needs_a else None
         d_matrix = sum_outer(a, gradient, ctx.offsets) if needs_matrix else None
         return da, d_matrix, None
+
+
+def counts(offsets: Sequence[int]) -> list[int]:
+    """Edges of each center."""
+    return [stop - start for start, stop in spans(offsets)]
+
+
+def _slabs(x: Tensor, offsets: Sequence[int]) -> Sequence[Tensor]:
+    """The rows of each center."""
+    return x[: offsets[-1]].split_with_sizes(counts(offsets))
 
 
 def spans(offsets: Sequence[int]) -> list[tuple[int, int]]:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from dpa4sim.kernels.edge_convolution import Layer
+from dpa4sim.kernels.frame_products import gated_groups, gated_rows
 
 Slab = Float[Tensor, "edge row_channel"]
 
@@ -47,22 +48,12 @@ class StackShape:
     products: torch.dtype | None = None
 
     def gated(self) -> list[tuple[int, int, int]]:
-        """(first column, copies, first gate column) of the rows of degree l >= 1, by order."""
-        L, C, M = self.max_degree, self.width, self.max_order
-        if L == 0:
-            return []
-        groups = [(C, 3 if M else 1, 0)]
-        start = C + groups[0][1] * L * C
-        for order in range(2, M + 1):
-            groups.append((start, 2, (order - 1) * C))
-            start += 2 * (L - order + 1) * C
-        return groups
+        """What `gated_groups` gives for this stack."""
+        return gated_groups(self.max_degree, self.max_order, self.width)
 
     def rows(self, x: Tensor, group: tuple[int, int, int]) -> Float[Tensor, "edge copy column"]:
         """The columns of one group, its copies apart."""
-        start, copies, column = group
-        size = self.max_degree * self.width - column
-        return x[:, start : start + copies * size].unflatten(1, (copies, size))
+        return gated_rows(x, group, self.max_degree, self.width)
 
 
 def flatten(layers: Sequence[Layer]) -> list[Tensor]:

@@ -238,7 +238,7 @@ class EMFA(nn.Module):
         key = self._per_focus(normed, self.key).unflatten(2, (A, -1))
         radial = torch.einsum("cfa,fcn->nfa", self.radial_logit, self._profile_columns())
         radial = edges.project(radial.flatten(1)[None])
-        if edges.sparing:
+        if edges.offsets is not None and not edges.learning:
             logit = pair_dot(query, key, edges.center, edges.neighbor)
         else:
             logit = query.index_select(0, edges.center) * key.index_select(0, edges.neighbor)

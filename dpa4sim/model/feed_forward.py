@@ -39,7 +39,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "atom lm channel"]) -> Float[Tensor, "atom lm channel"]:
         """The update of the residual stream.  Exactly equivariant up to rounding."""
-        a, b = self.widen(x).chunk(2, -1)
+        a, b = self.widen.halves(x)
         return self.narrow(self.product(a, b))
 
 

@@ -150,30 +150,43 @@ class GridProduct(nn.Module):
 
             grids = self.to_grid, self.from_grid
             return grid_product(a, b, pair, logit, *grids, self.triton).reshape(atoms, rows, width)
-        c = self._product(a, b, pair)
-        c = c * torch.sigmoid(logit)[:, None]
-        scalar = c[:, :1] + (silu(pair[:, :C]) * pair[:, C:])[:, None]
-        return torch.cat([scalar, c[:, 1:]], 1).reshape(atoms, rows, width)
+        c = self._product(a, b, pair).transpose(0, 1) * torch.sigmoid(logit)
+        scalar = c[:1] + silu(pair[:, :C]) * pair[:, C:]
+        c = torch.cat([scalar, c[1:]]).transpose(0, 1)
+        return c.reshape(atoms, rows, width)
 
-    def _product(self, a: Tensor, b: Tensor, pair: Tensor) -> Tensor:
+    def _product(
+        self,
+        a: Float[Tensor, "atom lm_frame channel"],
+        b: Float[Tensor, "atom lm_frame channel"],
+        pair: Float[Tensor, "atom two_channel"],
+    ) -> Float[Tensor, "atom lm_frame channel"]:
         """Operation on the grid, back to coefficients."""
         if self.operation == "product":
-            return self.from_grid @ ((self.to_grid @ a) * (self.to_grid @ b))
+            product = _by_table(self.to_grid, a) * _by_table(self.to_grid, b)
+            return _by_table(self.from_grid, product)
         if self.operation == "mlp" and self.paired:
             a = b = torch.cat([a, b], -1)
-        left, right = self.to_grid @ (a @ self.left), self.to_grid @ (b @ self.right)
-        product = left * right
-        if self.operation == "mlp":
-            return (self.from_grid @ product) @ self.out
-        weight = torch.softmax(pair @ self.router, -1)  # (atom, branch)
-        branches = product.unflatten(-1, (self.n_branches, self.channels))
-        product = (branches * weight[:, None, :, None]).sum(2)
-        return (self.from_grid @ product) @ self.out
+        left = _by_table(self.to_grid, a @ self.left)
+        product = left * _by_table(self.to_grid, b @ self.right)
+        if self.operation == "branch":
+            weight = torch.softmax(pair @ self.router, -1)  # (atom, branch)
+            branches = product.unflatten(-1, (self.n_branches, self.channels))
+            product = (branches * weight[:, None, :, None]).sum(2)
+        return _by_table(self.from_grid, product) @ self.out
 
     def _operator_widths(self) -> tuple[int, int]:
         if self.operation == "branch":
             return self.channels, self.n_branches * self.channels
         return (2 if self.paired else 1) * self.channels, 2 * self.channels
+
+
+def _by_table(
+    table: Float[Tensor, "b a"], x: Float[Tensor, "atom a channel"]
+) -> Float[Tensor, "atom b channel"]:
+    """Table times each atom's rows, which lie before the atoms in memory: one product for all."""
+    x = x.transpose(0, 1)
+    return (table @ x.flatten(1)).unflatten(1, x.shape[1:]).transpose(0, 1)
 
 
 class MessageGrid(nn.Module):

@@ -10,9 +10,14 @@ from torch import Tensor, nn
 def degree_linear(
     x: Float[Tensor, "atom lm channel_in"], weight: Float[Tensor, "degree channel_in channel_out"]
 ) -> Float[Tensor, "atom lm channel_out"]:
-    """Multiply the rows of degree l by matrix l."""
-    rows = x.split([2 * degree + 1 for degree in range(weight.shape[0])], 1)
-    return torch.cat([row @ matrix for row, matrix in zip(rows, weight, strict=True)], 1)
+    """Multiply the rows of degree l by matrix l.
+
+    In memory lm comes before the atoms: a degree is then one matrix product over all atoms.
+    """
+    n_lm, n_atoms = weight.shape[0] ** 2, x.shape[0]
+    rows = x.transpose(0, 1).split([2 * degree + 1 for degree in range(weight.shape[0])])
+    parts = [row.flatten(0, 1) @ matrix for row, matrix in zip(rows, weight, strict=True)]
+    return torch.cat(parts).unflatten(0, (n_lm, n_atoms)).transpose(0, 1)
 
 
 def add_to_scalar(
@@ -36,8 +41,23 @@ class DegreeLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "atom lm a"]) -> Float[Tensor, "atom lm b"]:
         """Mixed channels; degrees stay apart."""
-        x = degree_linear(x, self.weight)
-        return x if self.bias is None else add_to_scalar(x, self.bias)
+        return _with_bias(degree_linear(x, self.weight), self.bias)
+
+    def halves(
+        self, x: Float[Tensor, "atom lm a"]
+    ) -> tuple[Float[Tensor, "atom lm half_b"], Float[Tensor, "atom lm half_b"]]:
+        """The first half of the mixed channels and the second, each by itself in memory."""
+        weights = self.weight.chunk(2, -1)
+        biases = (None, None) if self.bias is None else self.bias.chunk(2)
+        first, second = (
+            _with_bias(degree_linear(x, weight), bias)
+            for weight, bias in zip(weights, biases, strict=True)
+        )
+        return first, second
+
+
+def _with_bias(x: Tensor, bias: Tensor | None) -> Float[Tensor, "atom lm channel"]:
+    return x if bias is None else add_to_scalar(x, bias)
 
 
 def truncated_normal(weight: Tensor, gain: float = 1.0) -> Tensor:

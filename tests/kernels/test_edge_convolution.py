@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -149,6 +150,18 @@ def test_the_kernel_is_what_runs(monkeypatch):
 def test_centers_without_and_with_many_neighbours(n):
     model = random_model(BASE).requires_grad_(False)
     assert_same(model, *star(n))
+
+
+def test_every_atom_of_a_group_is_in_one_of_its_chunks(monkeypatch):
+    """Sums of an atom that no chunk reaches would never be written."""
+    monkeypatch.setattr(edge_convolution, "CHUNK_EDGES", 7)
+    offsets = [0, 3, 5, 13, 13, 22, 22, 22, 24, 30, 31]  # atoms without edges between large ones
+    groups = edge_convolution._groups(offsets)
+    for atoms, parts in groups:
+        assert (parts[0].start, parts[-1].stop) == (atoms.start, atoms.stop)
+        assert all(a.stop == b.start for a, b in pairwise(parts))
+    assert sum(offsets[a.stop] - offsets[a.start] for a, _ in groups) == offsets[-1]
+    assert max(len(parts) for _, parts in groups) > 1
 
 
 def test_padded_edges_are_silent(monkeypatch):
