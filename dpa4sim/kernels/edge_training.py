@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from dpa4sim.kernels import so2_training
 from dpa4sim.kernels.edge_convolution import Layer
-from dpa4sim.kernels.frame_products import FrameShape, fold, fold_to_kernel, fold_to_rows
+from dpa4sim.kernels.frame_products import Folded, FrameShape, fold, fold_to_kernel, fold_to_rows
 from dpa4sim.kernels.message_training import AtCenters, OnEdges, Turn
 from dpa4sim.kernels.segments import chunks, counts
 from dpa4sim.kernels.so2_training import StackShape, flatten, unflatten
@@ -224,29 +224,35 @@ def _final_backward(
         d_f = end.backward(f, Turn.of(found, e))
         if d_f_given is not None:
             d_f += d_f_given
-        folded = fold(kernel[e], rows[e], s)
-        x = torch.bmm(folded, node.index_select(0, slab.neighbor)).flatten(1)
+        near, folded = node.index_select(0, slab.neighbor), fold(kernel[e], rows[e], s)
+        x = torch.bmm(folded, near).flatten(1)
         d_x, of_weights = plan.passes.final_backward(d_f, d_pre, x, pre, gates, layers, plan.stack)
         of_weights += end.weight_gradient(f)
         for total, part in zip(found[4:], of_weights, strict=True):
             total += part
-        _frame_backward(slab, d_x, inputs, s, found[:3])
+        _frame_backward(slab, d_x, near, folded, inputs, s, found)
     return found
 
 
 def _frame_backward(
     slab: Slab,
     d_x: Float[Tensor, "edge row_channel"],
+    near: Float[Tensor, "edge term_lm channel"],
+    folded: Folded,
     inputs: Sequence[Tensor],
     s: FrameShape,
     found: Sequence[Tensor],
 ) -> None:
-    """Cotangents of node and rotation (added) and kernel before the stack."""
+    """Cotangents of node and rotation (added) and kernel through x = A h.
+
+    Args:
+        near: h_j.
+        folded: A.
+    """
     e, M = slab.edges, 2 * s.max_order + 1
-    node, kernel, rows = inputs[0], inputs[1][e], inputs[2][e]
-    d_node, d_kernel, d_rows = found
+    kernel, rows = inputs[1][e], inputs[2][e]
+    d_node, d_kernel, d_rows, *_ = found
     d_x = d_x.unflatten(1, (-1, s.width))
-    near, folded = node.index_select(0, slab.neighbor), fold(kernel, rows, s)
     d_node.index_add_(0, slab.neighbor, torch.bmm(folded.transpose(1, 2), d_x))
     d_folded = torch.bmm(d_x, near.transpose(1, 2))
     d_kernel[e] = fold_to_kernel(d_folded, rows, s)
@@ -261,16 +267,18 @@ class _ConvolutionBackward(torch.autograd.Function):
         ctx: Any, plan: TrainingPlan, keep: bool, d_out: Tensor, *saved: Tensor
     ) -> tuple[Tensor, ...]:
         inputs, weights, states = plan.sort([t.detach() for t in saved])
-        layers, d_out = plan.layers(weights), d_out.contiguous()
+        node, kernel, rows, _ = inputs
+        s, layers, d_out = plan.frame, plan.layers(weights), d_out.contiguous()
         kept: list[Tensor] = []
         found = [torch.zeros_like(t) for t in inputs]
         for slab, (f, *pre), gates in states:
-            end = plan.end(slab, inputs, weights, d_out)
-            d_f = end.backward(f, Turn.of(found, slab.edges))
+            e, end = slab.edges, plan.end(slab, inputs, weights, d_out)
+            d_f = end.backward(f, Turn.of(found, e))
             d_x = plan.passes.backward(d_f, pre, gates, layers, plan.stack)
             if keep:
                 kept += d_x
-            _frame_backward(slab, d_x[0], inputs, plan.frame, found[:3])
+            near, folded = node.index_select(0, slab.neighbor), fold(kernel[e], rows[e], s)
+            _frame_backward(slab, d_x[0], near, folded, inputs, s, found)
         ctx.plan, ctx.n_kept = plan, len(kept)
         ctx.save_for_backward(*kept, d_out, *saved)
         return tuple(found)
