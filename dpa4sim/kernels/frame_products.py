@@ -168,20 +168,20 @@ def fold_to_rows(
 
 def _expanded(
     kernel: Float[Tensor, "edge column"], s: FrameShape
-) -> list[Float[Tensor, "edge one row term lm"]]:
+) -> list[Float[Tensor, "edge _ _ term lm"]]:
     """k[l', r, l] of each order, repeated over the m' of each l."""
     return _split_expanded(kernel.index_select(1, s.expansion), s)
 
 
 def _split_expanded(
     x: Float[Tensor, "edge order_row_term_lm"], s: FrameShape
-) -> list[Float[Tensor, "edge one row term lm"]]:
+) -> list[Float[Tensor, "edge _ _ term lm"]]:
     shapes = [(1, size, s.terms, s.n_lm) for size in s.sizes]
     blocks = x.split_with_sizes([prod(shape) for shape in shapes], 1)
     return [block.unflatten(1, shape) for block, shape in zip(blocks, shapes, strict=True)]
 
 
-def _by_order(folded: Folded, s: FrameShape) -> list[Float[Tensor, "edge copy row term lm"]]:
+def _by_order(folded: Folded, s: FrameShape) -> list[Float[Tensor, "edge _ _ term lm"]]:
     """The rows of each order; one copy for m = 0, -m and +m for others."""
     copies = [2 if order else 1 for order in range(s.max_order + 1)]
     blocks = folded.split_with_sizes([n * size for n, size in zip(copies, s.sizes, strict=True)], 1)
@@ -193,7 +193,7 @@ def _by_order(folded: Folded, s: FrameShape) -> list[Float[Tensor, "edge copy ro
 
 def _rows_by_order(
     rows: Float[Tensor, "edge order lm_top"], s: FrameShape
-) -> list[Float[Tensor, "edge copy one one lm"]]:
+) -> list[Float[Tensor, "edge _ _ _ lm"]]:
     """The rotation rows as they meet `_by_order`."""
     used = rows[:, : 2 * s.max_order + 1, None, None, : s.n_lm]
     return list(used.split_with_sizes([1] + [2] * s.max_order, 1))

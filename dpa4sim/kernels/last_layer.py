@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dpa4sim.kernels.frame_products import FrameShape
 
-Sums = Float[Tensor, "copy head lm atom copy_row_channel"]
+Sums = Float[Tensor, "_ head lm atom _"]
 """T of one order and some atoms; one copy for m = 0, -m and +m for others."""
 
 
