@@ -1,18 +1,18 @@
 """The edge pipeline of one block and focus for training: energy, forces and their derivatives.
 
-    x_e = A_e h_j,   y_e = stack(x_e),   m_i = sum_e B_e^T (alpha_e y_e)
+    x_e = A_e h_j,   f_e = stack(x_e),   m_i = sum over the edges of i (message_training.py)
 
-A = fold(kernel, rotation), B = lift(rotation).  Forces are first derivatives and the loss derives
-them once more, so a step passes the pipeline four times:
+A = fold(kernel, rotation).  Forces are first derivatives and the loss derives them once more, so a
+step passes the pipeline four times:
 
 | pass | who | gives |
 |---|---|---|
-| 1 | `_Convolution.forward` | m, and what the others need: y, u_t |
+| 1 | `_Convolution.forward` | m, and what the others need: f, u_t |
 | 2 | `_ConvolutionBackward.forward` | dE/d(h, kernel, rotation, alpha); no weight gradients |
-| 3 | `_ConvolutionBackward.backward` | cotangents through pass 2; those of y and u_t wait for |
+| 3 | `_ConvolutionBackward.backward` | cotangents through pass 2; those of f and u_t wait for |
 | 4 | `_Convolution.backward` | cotangents through pass 1, of the weights too |
 
-y and u_t are outputs of pass 1 so that pass 4 takes the cotangents of both routes together: each
+f and u_t are outputs of pass 1 so that pass 4 takes the cotangents of both routes together: each
 matrix meets six products in a step.  The edges pass in slabs of whole centers that fit the cache.
 """
 
@@ -30,18 +30,9 @@ from torch.autograd.function import once_differentiable
 
 from dpa4sim.kernels import so2_training
 from dpa4sim.kernels.edge_convolution import Layer
-from dpa4sim.kernels.frame_products import (
-    FrameShape,
-    Slab,
-    contract_heads,
-    fold,
-    fold_to_kernel,
-    fold_to_rows,
-    lift,
-    lift_to_rows,
-    weigh,
-)
-from dpa4sim.kernels.segments import chunks
+from dpa4sim.kernels.frame_products import Folded, FrameShape, fold, fold_to_kernel, fold_to_rows
+from dpa4sim.kernels.message_training import AtCenters, OnEdges, Turn
+from dpa4sim.kernels.segments import chunks, counts
 from dpa4sim.kernels.so2_training import StackShape, flatten, unflatten
 
 SLAB_EDGES = 4096
@@ -72,13 +63,32 @@ class Passes:
 
 
 @dataclass(frozen=True)
+class Slab:
+    """Consecutive edges: those of whole centers where offsets are known.
+
+    Args:
+        edges: which of all edges.
+        center: atom i of each.
+        neighbor: atom j of each.
+        atoms: the centers; None where offsets are not known.
+        counts: edges of each of them.
+    """
+
+    edges: slice
+    center: Int[Tensor, " edge"]
+    neighbor: Int[Tensor, " edge"]
+    atoms: slice | None = None
+    counts: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """Everything of the pipeline that is no differentiable tensor.
 
     Args:
         frame: index tables of the edge frame.
-        stack: shape of the SO(2) stack.
-        n_layers: S.
+        stack: shape of the SO(2) stack, without its last layer where that acts on atoms.
+        n_layers: S, the last included.
         scaled: whether layers carry a scalar scale.
         passes: the passes of the stack.
         slabs: the edges in order.
@@ -93,7 +103,7 @@ class TrainingPlan:
 
     @property
     def n_saved(self) -> int:
-        """Tensors of the slabs that pass 1 saves: y, and u_t and gates of all layers but one."""
+        """Tensors of the slabs that pass 1 saves: f, and u_t and gates of all layers but one."""
         return len(self.slabs) * (2 * self.n_layers - 1)
 
     def of_slab(self, tensors: Sequence[Any], index: int) -> Sequence[Any]:
@@ -101,7 +111,7 @@ class TrainingPlan:
         return tensors[index * self.n_layers : (index + 1) * self.n_layers]
 
     def sort(self, saved: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Any]:
-        """Inputs, weights, and (slab, (y, u_t), gates) of each slab from what pass 1 saved."""
+        """Inputs, weights, and (slab, (f, u_t), gates) of each slab from what pass 1 saved."""
         first, S = len(saved) - self.n_saved, self.n_layers
         states = saved[first:]
         gates = states[len(self.slabs) * S :]
@@ -112,8 +122,19 @@ class TrainingPlan:
         return saved[:4], saved[4:first], slabs
 
     def layers(self, weights: Sequence[Tensor]) -> list[Layer]:
-        """The weights as layers."""
-        return unflatten(weights, self.stack, self.n_layers, self.scaled)
+        """Those of the stack."""
+        n_layers = self.n_layers if self.stack.ends_linear else self.n_layers - 1
+        return unflatten(weights, self.stack, n_layers, self.scaled)
+
+    def end(
+        self, slab: Slab, inputs: Sequence[Tensor], weights: Sequence[Tensor], on_atoms: Tensor
+    ) -> AtCenters | OnEdges:
+        """What follows the stack."""
+        turn = Turn.of(inputs, slab.edges)
+        if slab.atoms is None:
+            return OnEdges(self.frame, turn, on_atoms, slab.center)
+        last = weights[-1 - self.stack.max_order :]
+        return AtCenters(self.frame, turn, on_atoms, slab.atoms, slab.counts, last)
 
 
 def slabs_of(
@@ -124,17 +145,11 @@ def slabs_of(
 ) -> list[Slab]:
     """Cut the edges into slabs of whole centers; one slab of all where offsets are not known."""
     if offsets is None:
-        return [Slab(slice(0, len(center)), center, neighbor, None)]
-    found = []
+        return [Slab(slice(0, len(center)), center, neighbor)]
+    of_atoms, found = counts(offsets), []
     for first, last in chunks(offsets, size):
-        base = offsets[first]
-        edges = slice(base, offsets[last])
-        spans = [
-            (atom, offsets[atom] - base, offsets[atom + 1] - base)
-            for atom in range(first, last)
-            if offsets[atom + 1] > offsets[atom]
-        ]
-        found.append(Slab(edges, center[edges], neighbor[edges], spans))
+        edges, atoms = slice(offsets[first], offsets[last]), slice(first, last)
+        found.append(Slab(edges, center[edges], neighbor[edges], atoms, of_atoms[atoms]))
     return found
 
 
@@ -151,22 +166,23 @@ def convolve(
 
 
 class _Convolution(torch.autograd.Function):
-    """Passes 1 and 4.  Outputs: m, then y and u_t of each slab; no pass copies them together."""
+    """Passes 1 and 4.  Outputs: m, then f and u_t of each slab; no pass copies them together."""
 
     @staticmethod
     def forward(ctx: Any, plan: TrainingPlan, node: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        kernel, rows, alpha, *weights = tensors
-        s, layers = plan.frame, plan.layers([w.detach() for w in weights])
+        (kernel, rows, alpha), weights = tensors[:3], tensors[3:]
+        constants = [w.detach() for w in weights]
+        s, layers = plan.frame, plan.layers(constants)
         out = node.new_zeros(len(node), s.n_lm, s.width)
         states: list[Tensor] = []
         gates: list[Tensor] = []
         for slab in plan.slabs:
             e = slab.edges
             x = torch.bmm(fold(kernel[e], rows[e], s), node.index_select(0, slab.neighbor))
-            y, pre, gates_here = plan.passes.forward(x.flatten(1), layers, plan.stack)
-            states += [y, *pre]
+            f, pre, gates_here = plan.passes.forward(x.flatten(1), layers, plan.stack)
+            states += [f, *pre]
             gates += gates_here
-            slab.collect(lift(rows[e], s), weigh(y, alpha[e], s.n_rows), out)
+            plan.end(slab, (node, *tensors[:3]), constants, out).collect(f)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(node, kernel, rows, alpha, *weights, *states, *gates)
@@ -197,51 +213,50 @@ def _final_backward(
     saved: Sequence[Tensor],
 ) -> list[Tensor]:
     """Pass 4: cotangents of node, kernel, rows, alpha and the weights."""
-    (node, kernel, rows, alpha), weights, states = plan.sort(saved)
+    inputs, weights, states = plan.sort(saved)
+    node, kernel, rows, _ = inputs
     s, d_out, layers = plan.frame, d_out.contiguous(), plan.layers(weights)
-    found = [torch.zeros_like(t) for t in (node, kernel, rows, alpha, *weights)]
-    for index, (slab, (y, *pre), gates) in enumerate(states):
+    found = [torch.zeros_like(t) for t in (*inputs, *weights)]
+    for index, (slab, (f, *pre), gates) in enumerate(states):
         e = slab.edges
-        d_y_given, *d_pre = plan.of_slab(d_states, index)
+        d_f_given, *d_pre = plan.of_slab(d_states, index)
+        end = plan.end(slab, inputs, weights, d_out)
+        d_f = end.backward(f, Turn.of(found, e))
+        if d_f_given is not None:
+            d_f += d_f_given
         near, folded = node.index_select(0, slab.neighbor), fold(kernel[e], rows[e], s)
-        q = slab.spread(lift(rows[e], s), d_out)
-        d_y = weigh(q, alpha[e], s.n_rows)
-        if d_y_given is not None:
-            d_y += d_y_given
         x = torch.bmm(folded, near).flatten(1)
-        d_x, of_weights = plan.passes.final_backward(d_y, d_pre, x, pre, gates, layers, plan.stack)
+        d_x, of_weights = plan.passes.final_backward(d_f, d_pre, x, pre, gates, layers, plan.stack)
+        of_weights += end.weight_gradient(f)
         for total, part in zip(found[4:], of_weights, strict=True):
             total += part
-        _frame_backward(slab, d_x, q, y, d_out, (node, kernel, rows, alpha), s, found[:4])
+        _frame_backward(slab, d_x, near, folded, inputs, s, found)
     return found
 
 
 def _frame_backward(
     slab: Slab,
     d_x: Float[Tensor, "edge row_channel"],
-    q: Float[Tensor, "edge row_channel"],
-    y: Float[Tensor, "edge row_channel"],
-    d_out: Tensor,
+    near: Float[Tensor, "edge term_lm channel"],
+    folded: Folded,
     inputs: Sequence[Tensor],
     s: FrameShape,
     found: Sequence[Tensor],
 ) -> None:
-    """Cotangents of node (added), kernel, rotation and alpha around the stack.
+    """Cotangents of node and rotation (added) and kernel through x = A h.
 
     Args:
-        q: B_e dE/dm_i.
+        near: h_j.
+        folded: A.
     """
     e, M = slab.edges, 2 * s.max_order + 1
-    node, kernel, rows, alpha = inputs[0], *(t[slab.edges] for t in inputs[1:])
-    d_node, d_kernel, d_rows, d_alpha = found
-    d_lift = slab.outer(weigh(y, alpha, s.n_rows), d_out)
-    d_alpha[e] = contract_heads(y, q, alpha.shape[1], s.n_rows)
+    kernel, rows = inputs[1][e], inputs[2][e]
+    d_node, d_kernel, d_rows, *_ = found
     d_x = d_x.unflatten(1, (-1, s.width))
-    near, folded = node.index_select(0, slab.neighbor), fold(kernel, rows, s)
     d_node.index_add_(0, slab.neighbor, torch.bmm(folded.transpose(1, 2), d_x))
     d_folded = torch.bmm(d_x, near.transpose(1, 2))
     d_kernel[e] = fold_to_kernel(d_folded, rows, s)
-    d_rows[e, :M, : s.n_lm] = fold_to_rows(d_folded, kernel, s).add_(lift_to_rows(d_lift, s))
+    d_rows[e, :M, : s.n_lm] += fold_to_rows(d_folded, kernel, s)
 
 
 class _ConvolutionBackward(torch.autograd.Function):
@@ -252,16 +267,18 @@ class _ConvolutionBackward(torch.autograd.Function):
         ctx: Any, plan: TrainingPlan, keep: bool, d_out: Tensor, *saved: Tensor
     ) -> tuple[Tensor, ...]:
         inputs, weights, states = plan.sort([t.detach() for t in saved])
+        node, kernel, rows, _ = inputs
         s, layers, d_out = plan.frame, plan.layers(weights), d_out.contiguous()
         kept: list[Tensor] = []
         found = [torch.zeros_like(t) for t in inputs]
-        for slab, (y, *pre), gates in states:
-            q = slab.spread(lift(inputs[2][slab.edges], s), d_out)
-            d_y = weigh(q, inputs[3][slab.edges], s.n_rows)
-            d_x = plan.passes.backward(d_y, pre, gates, layers, plan.stack)
+        for slab, (f, *pre), gates in states:
+            e, end = slab.edges, plan.end(slab, inputs, weights, d_out)
+            d_f = end.backward(f, Turn.of(found, e))
+            d_x = plan.passes.backward(d_f, pre, gates, layers, plan.stack)
             if keep:
                 kept += d_x
-            _frame_backward(slab, d_x[0], q, y, d_out, inputs, s, found)
+            near, folded = node.index_select(0, slab.neighbor), fold(kernel[e], rows[e], s)
+            _frame_backward(slab, d_x[0], near, folded, inputs, s, found)
         ctx.plan, ctx.n_kept = plan, len(kept)
         ctx.save_for_backward(*kept, d_out, *saved)
         return tuple(found)
@@ -271,40 +288,39 @@ class _ConvolutionBackward(torch.autograd.Function):
     def backward(ctx: Any, *dots: Tensor) -> tuple[Tensor | None, ...]:
         plan, tensors = ctx.plan, ctx.saved_tensors
         kept, (d_out, *saved) = tensors[: ctx.n_kept], tensors[ctx.n_kept :]
-        (node, kernel, rows, alpha), weights, states = plan.sort(saved)
-        s, layers = plan.frame, plan.layers(weights)
-        found = [torch.zeros_like(t) for t in (d_out, node, kernel, rows, alpha)]
+        inputs, weights, states = plan.sort(saved)
+        layers, of_d_out = plan.layers(weights), torch.zeros_like(d_out)
+        found = [torch.zeros_like(t) for t in inputs]
         d_weights = [torch.zeros_like(w) for w in weights]
         d_states: list[Tensor] = []
-        for index, (slab, (y, *pre), gates) in enumerate(states):
-            d_x = plan.of_slab(kept, index)
-            tangent = _to_frame_second(slab, d_x[0], node, kernel, rows, dots, s, found)
-            q = slab.spread(lift(rows[slab.edges], s), d_out)
-            y_dot, d_pre, of_weights = plan.passes.second_backward(
-                tangent, weigh(q, alpha[slab.edges], s.n_rows), d_x, pre, gates, layers, plan.stack
+        for index, (slab, (f, *pre), gates) in enumerate(states):
+            e, d_x = slab.edges, plan.of_slab(kept, index)
+            tangent = _to_frame_second(slab, d_x[0], inputs, dots, plan.frame, found)
+            end = plan.end(slab, inputs, weights, d_out)
+            f_dot, d_pre, of_weights = plan.passes.second_backward(
+                tangent, end.d_stack, d_x, pre, gates, layers, plan.stack
             )
-            for total, part in zip(d_weights, of_weights, strict=True):
+            d_f, of_last = end.second(f, f_dot, Turn.of(dots, e), of_d_out, Turn.of(found, e))
+            for total, part in zip(d_weights, of_weights + of_last, strict=True):
                 total += part
-            d_y = _from_frame_second(slab, y_dot, y, q, d_out, rows, alpha, dots, s, found)
-            d_states += [d_y, *d_pre]
+            d_states += [d_f, *d_pre]
         n_gates = len(plan.slabs) * (plan.n_layers - 1)
-        return None, None, *found, *d_weights, *d_states, *[None] * n_gates
+        return None, None, of_d_out, *found, *d_weights, *d_states, *[None] * n_gates
 
 
 def _to_frame_second(
     slab: Slab,
     d_x: Tensor,
-    node: Tensor,
-    kernel: Tensor,
-    rows: Tensor,
+    inputs: Sequence[Tensor],
     dots: Sequence[Tensor],
     s: FrameShape,
     found: Sequence[Tensor],
 ) -> Float[Tensor, "edge row_channel"]:
     """Tangent of x = A h; cotangents of h, kernel and rotation through pass 2 (added)."""
     e, M = slab.edges, 2 * s.max_order + 1
+    node, kernel, rows, _ = inputs
     node_dot, kernel_dot, rows_dot, _ = dots
-    _, d_node, d_kernel, d_rows, _ = found
+    d_node, d_kernel, d_rows, _ = found
     near = node.index_select(0, slab.neighbor)
     near_dot = node_dot.index_select(0, slab.neighbor)
     folded = fold(kernel[e], rows[e], s)
@@ -318,31 +334,3 @@ def _to_frame_second(
     d_rows[e, :M, : s.n_lm] += fold_to_rows(of_folded, kernel[e], s)
     d_rows[e, :M, : s.n_lm] += fold_to_rows(of_folded_dot, kernel_dot[e], s)
     return torch.baddbmm(torch.bmm(folded, near_dot), folded_dot, near).flatten(1)
-
-
-def _from_frame_second(
-    slab: Slab,
-    y_dot: Tensor,
-    y: Tensor,
-    q: Tensor,
-    d_out: Tensor,
-    rows: Tensor,
-    alpha: Tensor,
-    dots: Sequence[Tensor],
-    s: FrameShape,
-    found: Sequence[Tensor],
-) -> Float[Tensor, "edge row_channel"]:
-    """Cotangent of y through pass 2; those of dE/dm, rotation and alpha are added."""
-    e, M, heads = slab.edges, 2 * s.max_order + 1, alpha.shape[1]
-    _, _, rows_dot, alpha_dot = dots
-    of_d_out, _, _, d_rows, d_alpha = found
-    alpha, alpha_dot = alpha[e], alpha_dot[e]
-    lift_dot = lift(rows_dot[e], s)
-    q_dot = slab.spread(lift_dot, d_out)
-    moved = weigh(y, alpha_dot, s.n_rows) + weigh(y_dot, alpha, s.n_rows)
-    slab.collect(lift(rows[e], s), moved, of_d_out)
-    slab.collect(lift_dot, weigh(y, alpha, s.n_rows), of_d_out)
-    d_rows[e, :M, : s.n_lm] += lift_to_rows(slab.outer(moved, d_out), s)
-    d_alpha[e] = contract_heads(q, y_dot, heads, s.n_rows)
-    d_alpha[e] += contract_heads(q_dot, y, heads, s.n_rows)
-    return weigh(q, alpha_dot, s.n_rows) + weigh(q_dot, alpha, s.n_rows)

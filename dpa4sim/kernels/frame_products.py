@@ -6,7 +6,6 @@ Both are products of two small tensors, so their derivatives are products of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -169,20 +168,20 @@ def fold_to_rows(
 
 def _expanded(
     kernel: Float[Tensor, "edge column"], s: FrameShape
-) -> list[Float[Tensor, "edge one row term lm"]]:
+) -> list[Float[Tensor, "edge _ _ term lm"]]:
     """k[l', r, l] of each order, repeated over the m' of each l."""
     return _split_expanded(kernel.index_select(1, s.expansion), s)
 
 
 def _split_expanded(
     x: Float[Tensor, "edge order_row_term_lm"], s: FrameShape
-) -> list[Float[Tensor, "edge one row term lm"]]:
+) -> list[Float[Tensor, "edge _ _ term lm"]]:
     shapes = [(1, size, s.terms, s.n_lm) for size in s.sizes]
     blocks = x.split_with_sizes([prod(shape) for shape in shapes], 1)
     return [block.unflatten(1, shape) for block, shape in zip(blocks, shapes, strict=True)]
 
 
-def _by_order(folded: Folded, s: FrameShape) -> list[Float[Tensor, "edge copy row term lm"]]:
+def _by_order(folded: Folded, s: FrameShape) -> list[Float[Tensor, "edge _ _ term lm"]]:
     """The rows of each order; one copy for m = 0, -m and +m for others."""
     copies = [2 if order else 1 for order in range(s.max_order + 1)]
     blocks = folded.split_with_sizes([n * size for n, size in zip(copies, s.sizes, strict=True)], 1)
@@ -194,7 +193,7 @@ def _by_order(folded: Folded, s: FrameShape) -> list[Float[Tensor, "edge copy ro
 
 def _rows_by_order(
     rows: Float[Tensor, "edge order lm_top"], s: FrameShape
-) -> list[Float[Tensor, "edge copy one one lm"]]:
+) -> list[Float[Tensor, "edge _ _ _ lm"]]:
     """The rotation rows as they meet `_by_order`."""
     used = rows[:, : 2 * s.max_order + 1, None, None, : s.n_lm]
     return list(used.split_with_sizes([1] + [2] * s.max_order, 1))
@@ -232,69 +231,3 @@ def contract_heads(
     if heads == 1:
         return torch.linalg.vecdot(a, b)[:, None]
     return (a * b).unflatten(1, (n, heads, -1)).sum((1, 3))
-
-
-@dataclass(frozen=True)
-class Slab:
-    """Consecutive edges: those of whole centers where sums are one product per center.
-
-    Args:
-        edges: which of all edges.
-        center: atom i of each.
-        neighbor: atom j of each.
-        spans: (atom, first edge, last edge) within the slab; None sums by index instead.
-    """
-
-    edges: slice
-    center: Int[Tensor, " edge"]
-    neighbor: Int[Tensor, " edge"]
-    spans: Sequence[tuple[int, int, int]] | None
-
-    def spread(
-        self, lifted: Float[Tensor, "edge row lm"], atoms: Float[Tensor, "atom lm channel"]
-    ) -> Float[Tensor, "edge row_channel"]:
-        """B_e p_i."""
-        if self.spans is None:
-            return torch.bmm(lifted, atoms.index_select(0, self.center)).flatten(1)
-        n_rows, n_lm = lifted.shape[1:]
-        out = lifted.new_empty(len(lifted) * n_rows, atoms.shape[2])
-        flat = lifted.view(-1, n_lm)
-        for atom, start, stop in self.spans:
-            rows = slice(start * n_rows, stop * n_rows)
-            torch.mm(flat[rows], atoms[atom], out=out[rows])
-        return out.view(len(lifted), -1)
-
-    def outer(
-        self, x: Float[Tensor, "edge row_channel"], atoms: Float[Tensor, "atom lm channel"]
-    ) -> Float[Tensor, "edge row lm"]:
-        """x_e p_i^T."""
-        n_lm, width = atoms.shape[1:]
-        if self.spans is None:
-            gathered = atoms.index_select(0, self.center).transpose(1, 2)
-            return torch.bmm(x.unflatten(1, (-1, width)), gathered)
-        n_rows = x.shape[1] // width
-        out = x.new_empty(len(x) * n_rows, n_lm)
-        flat = x.view(-1, width)
-        for atom, start, stop in self.spans:
-            rows = slice(start * n_rows, stop * n_rows)
-            torch.mm(flat[rows], atoms[atom].T, out=out[rows])
-        return out.view(len(x), n_rows, n_lm)
-
-    def collect(
-        self,
-        lifted: Float[Tensor, "edge row lm"],
-        x: Float[Tensor, "edge row_channel"],
-        out: Float[Tensor, "atom lm channel"],
-    ) -> None:
-        """out_i += sum_e B_e^T x_e."""
-        width = out.shape[2]
-        if self.spans is None:
-            out.index_add_(
-                0, self.center, torch.bmm(lifted.transpose(1, 2), x.unflatten(1, (-1, width)))
-            )
-            return
-        n_rows, n_lm = lifted.shape[1:]
-        left, right = lifted.view(-1, n_lm).T, x.view(-1, width)
-        for atom, start, stop in self.spans:
-            rows = slice(start * n_rows, stop * n_rows)
-            out[atom].addmm_(left[:, rows], right[rows])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dpa4sim.kernels.frame_products import FrameShape
 
-Sums = Float[Tensor, "copy head lm atom copy_row_channel"]
+Sums = Float[Tensor, "_ head lm atom _"]
 """T of one order and some atoms; one copy for m = 0, -m and +m for others."""
 
 
@@ -66,18 +66,19 @@ def sum_centers(
     counts: Sequence[int],
     sums: Sequence[Sums],
     s: FrameShape,
+    add: bool = False,
 ) -> None:
     """T of consecutive atoms.
 
     Args:
         x: what goes into the last layer.
         counts: edges of each atom.
-        sums: of these atoms alone.
+        sums: of these atoms alone; written, or added to.
     """
     for left, right, target in _by_order(x, weighted, sums, s):
         lefts, rights = left.split_with_sizes(counts), right.split_with_sizes(counts)
         for a, b, to in zip(lefts, rights, target.unbind(1), strict=True):
-            torch.mm(a.T, b, out=to)
+            to.addmm_(a.T, b, beta=int(add))
 
 
 def sum_centers_backward(
@@ -109,16 +110,8 @@ def last_layer(
     n_atoms = sums[0].shape[3]
     out = sums[0].new_empty(s.n_lm * n_atoms, s.width)
     for order, (of_order, matrix) in enumerate(zip(sums, matrices, strict=True)):
-        of_order = of_order.flatten(2, 3)
-        pairs = [(of_order[0], matrix)]
-        if order:
-            n = len(matrix) // 2
-            minus, plus = of_order[..., :n], of_order[..., n:]
-            pairs = [
-                (minus[0] + plus[1], matrix[:n, :n]),
-                (minus[1] - plus[0], matrix[:n, n:]),
-            ]
-        for head, rows, columns, of_matrix in _blocks(order, len(of_order[0]), n_atoms, s):
+        pairs = list(zip(_sources(order, of_order), _halves(order, matrix), strict=True))
+        for head, rows, columns, of_matrix in _blocks(order, of_order.shape[1], n_atoms, s):
             target = out[rows, columns]
             for index, (part, block) in enumerate(pairs):  # m = 0 comes first and writes
                 beta = 1 if order + index else 0
@@ -136,12 +129,10 @@ def last_layer_backward(
     n_atoms, d_sums = len(gradient), empty_sums(len(gradient), heads, s, gradient)
     gradient = gradient.transpose(0, 1).flatten(0, 1)
     for order, (of_order, matrix) in enumerate(zip(d_sums, matrices, strict=True)):
-        n = len(matrix) // 2 if order else len(matrix)
+        halves = _halves(order, matrix)
+        n = len(halves[0])
         of_order[:, :, : order**2] = 0  # the rotation has no rows there
-        flat = of_order.flatten(2, 3)
-        pairs = [(flat[0, ..., :n], matrix[:n, :n])]
-        if order:
-            pairs.append((flat[1, ..., :n], matrix[:n, n:]))
+        pairs = list(zip(of_order[..., :n].flatten(2, 3), halves, strict=True))
         for head, rows, columns, of_matrix in _blocks(order, heads, n_atoms, s):
             source = gradient[rows, columns]
             for part, block in pairs:
@@ -150,6 +141,39 @@ def last_layer_backward(
             of_order[1, ..., n:] = of_order[0, ..., :n]
             torch.neg(of_order[1, ..., :n], out=of_order[0, ..., n:])
     return d_sums
+
+
+def last_layer_weights(
+    sums: Sequence[Sums], gradient: Float[Tensor, "atom lm channel"], s: FrameShape
+) -> list[Tensor]:
+    """Cotangents of the matrices; all of U and V is in the rows of -m, those of +m are zero."""
+    n_atoms, found = len(gradient), []
+    gradient = gradient.transpose(0, 1).flatten(0, 1)
+    for order, of_order in enumerate(sums):
+        n = s.sizes[order] * s.width
+        d_matrix = gradient.new_zeros(2 * n, 2 * n) if order else gradient.new_empty(n, n)
+        pairs = list(zip(_sources(order, of_order), _halves(order, d_matrix), strict=True))
+        for head, rows, columns, of_matrix in _blocks(order, of_order.shape[1], n_atoms, s):
+            arriving = gradient[rows, columns]
+            for part, half in pairs:
+                torch.mm(part[head, rows].T, arriving, out=half[:, of_matrix])
+        found.append(d_matrix)
+    return found
+
+
+def _sources(order: int, of_order: Sums) -> list[Float[Tensor, "head lm_atom row_channel"]]:
+    """What meets the matrix of m = 0, or U and V."""
+    flat = of_order.flatten(2, 3)
+    if not order:
+        return [flat[0]]
+    minus, plus = flat.chunk(2, -1)
+    return [minus[0] + plus[1], minus[1] - plus[0]]
+
+
+def _halves(order: int, matrix: Tensor) -> list[Tensor]:
+    """The matrix of m = 0, or U and V, as views."""
+    n = len(matrix) // 2
+    return [matrix[:n, :n], matrix[:n, n:]] if order else [matrix]
 
 
 def _order_columns(s: FrameShape) -> list[slice]:

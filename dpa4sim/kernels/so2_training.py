@@ -40,12 +40,18 @@ class StackShape:
         max_degree: L.
         max_order: M.
         products: dtype of the operands of the matrix products; None is that of the edges.
+        ends_linear: the last of the layers has no activation; otherwise all have one.
     """
 
     width: int
     max_degree: int
     max_order: int
     products: torch.dtype | None = None
+    ends_linear: bool = True
+
+    def gated_layers(self, layers: Sequence[Layer]) -> Sequence[Layer]:
+        """Those with an activation."""
+        return layers[:-1] if self.ends_linear else layers
 
     def gated(self) -> list[tuple[int, int, int]]:
         """What `gated_groups` gives for this stack."""
@@ -71,7 +77,7 @@ def unflatten(
     """The layers of a list of weights; the reverse of `flatten`."""
     rest, layers = iter(weights), []
     for layer in range(n_layers):
-        last = layer == n_layers - 1
+        last = shape.ends_linear and layer == n_layers - 1
         zonal, pairs = next(rest), tuple(next(rest) for _ in range(shape.max_order))
         gate = next(rest) if shape.max_degree and not last else None
         layers.append(Layer(zonal, pairs, gate, next(rest) if scaled and not last else None))
@@ -83,13 +89,13 @@ def forward(
 ) -> tuple[Slab, list[Slab], list[Tensor]]:
     """Y, the pre-activations u_t, and the gates sigma(u_t0 G_t) of all layers but the last."""
     pre, gates = [], []
-    for layer in layers[:-1]:
+    for layer in shape.gated_layers(layers):
         u = _linear(x, layer, shape)
         gate = _gate(u, layer, shape)
         pre.append(u)
         gates.append(gate)
         x = _add_activated(x, u, gate, layer, shape)
-    return _linear(x, layers[-1], shape), pre, gates
+    return (_linear(x, layers[-1], shape) if shape.ends_linear else x), pre, gates
 
 
 def backward(
@@ -100,8 +106,9 @@ def backward(
     shape: StackShape,
 ) -> list[Slab]:
     """G_t = dE/dx_t, t = 0 ... S - 1, from dE/dy."""
-    found = [_linear_transposed(d_y, layers[-1], shape)]
-    for layer, u, gate in zip(reversed(layers[:-1]), reversed(pre), reversed(gates), strict=True):
+    gated = shape.gated_layers(layers)
+    found = [_linear_transposed(d_y, layers[-1], shape) if shape.ends_linear else d_y]
+    for layer, u, gate in zip(reversed(gated), reversed(pre), reversed(gates), strict=True):
         d_u, _ = _activation_backward(found[0], u, gate, layer, shape)
         found.insert(0, found[0] + _linear_transposed(d_u, layer, shape))
     return found
@@ -109,7 +116,7 @@ def backward(
 
 def second_backward(
     tangent: Slab,
-    d_y: Slab,
+    d_y: Slab | None,
     d_x: Sequence[Slab],
     pre: Sequence[Slab],
     gates: Sequence[Tensor],
@@ -120,11 +127,13 @@ def second_backward(
 
     Args:
         tangent: cotangent of g_0.
+        d_y: dE/dy; None where the stack does not end linearly.
         d_x: what `backward` gave, g_0 first.
     """
     d_pre: list[Slab] = []
     d_weights: list[Tensor] = []
-    for layer, u, gate, g in zip(layers[:-1], pre, gates, d_x[1:], strict=True):
+    gated = shape.gated_layers(layers)
+    for layer, u, gate, g in zip(gated, pre, gates, d_x[1:], strict=True):
         d_u, d_logit = _activation_backward(g, u, gate, layer, shape)
         d_weights += _weight_gradient(tangent, d_u, layer, shape)
         u_tangent = _linear(tangent, layer, shape)
@@ -134,6 +143,8 @@ def second_backward(
         d_weights += [t for t in (of_gate, of_scale) if t is not None]
         d_pre.append(of_u)
         tangent = tangent + step
+    if d_y is None:
+        return tangent, d_pre, d_weights
     d_weights += _weight_gradient(tangent, d_y, layers[-1], shape)
     return _linear(tangent, layers[-1], shape), d_pre, d_weights
 
@@ -152,12 +163,14 @@ def final_backward(
     Args:
         d_pre: what `second_backward` sent to the pre-activations, if anything.
     """
-    inputs = [x]
-    for layer, u, gate in zip(layers[:-1], pre, gates, strict=True):
-        inputs.append(_add_activated(inputs[-1], u, gate, layer, shape))
-    C, d_weights = shape.width, _weight_gradient(inputs[-1], d_y, layers[-1], shape)
-    d_x = _linear_transposed(d_y, layers[-1], shape)
-    for t in reversed(range(len(layers) - 1)):
+    inputs, C, d_x = [x], shape.width, d_y
+    d_weights: list[Tensor] = []
+    for t in range(len(layers) - 1):
+        inputs.append(_add_activated(inputs[t], pre[t], gates[t], layers[t], shape))
+    if shape.ends_linear:
+        d_weights = _weight_gradient(inputs[-1], d_y, layers[-1], shape)
+        d_x = _linear_transposed(d_y, layers[-1], shape)
+    for t in reversed(range(len(pre))):
         layer, u = layers[t], pre[t]
         d_u, d_logit = _activation_backward(d_x, u, gates[t], layer, shape)
         extra = d_pre[t]

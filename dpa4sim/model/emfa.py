@@ -211,7 +211,7 @@ class EMFA(nn.Module):
         L, M = product.max_degree, product.max_order
         return TrainingPlan(
             frame=FrameShape(C, product.terms, L, M, self.frame_lift, self.degree_of_lm),
-            stack=StackShape(C, L, M, self.product_dtype),
+            stack=StackShape(C, L, M, self.product_dtype, ends_linear=edges.offsets is None),
             n_layers=self.stack.n_layers,
             scaled=len(self.stack.scales) > 0,
             passes=passes,

@@ -95,7 +95,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         *edges, layers, shape = arguments
-        if len(edges[0]) < SMALLEST_SLAB:
+        if len(edges[0]) < SMALLEST_SLAB or not layers:
             return function(*arguments)
         # Detached first: a mark does not survive it, and the graphs are of values only.
         edges = tree_map_only(Tensor, Tensor.detach, edges)

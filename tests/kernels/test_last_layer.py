@@ -73,3 +73,31 @@ def test_gradients_equal_autograd(name):
     last_layer.unweigh(d_weighted, rows, alpha, s, d_rows, d_alpha)
     for ours, theirs in zip((dx, d_rows, d_alpha), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=ROUNDING, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_weight_gradients_equal_autograd(name):
+    s, matrices, x, rows, alpha = problem(*SHAPES[name])
+    leaves = [matrix.clone().requires_grad_() for matrix in matrices]
+    message = plain(s, leaves, x, rows, alpha)
+    gradient = torch.randn_like(message)
+    expected = torch.autograd.grad(message, leaves, gradient)
+    sums = last_layer.empty_sums(len(COUNTS), alpha.shape[1], s, x)
+    last_layer.sum_centers(x, last_layer.weighted_rows(rows, alpha, s), COUNTS, sums, s)
+    found = last_layer.last_layer_weights(sums, gradient * s.lift[:, None], s)
+    for order, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        if order:  # U and V of [[U, V], [-V, U]]
+            n = len(theirs) // 2
+            (a, b), (c, d) = (theirs[i : i + n].split(n, 1) for i in (0, n))
+            theirs = torch.cat([torch.cat([a + d, b - c], 1), torch.zeros_like(theirs[n:])])
+        torch.testing.assert_close(ours, theirs, rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_sums_are_added():
+    s, _, x, rows, alpha = problem(*SHAPES["heads"])
+    weighted = last_layer.weighted_rows(rows, alpha, s)
+    sums, doubled = (last_layer.empty_sums(len(COUNTS), alpha.shape[1], s, x) for _ in range(2))
+    for target, add in ((sums, False), (doubled, False), (doubled, True)):
+        last_layer.sum_centers(x, weighted, COUNTS, target, s, add)
+    for twice, once in zip(doubled, sums, strict=True):
+        torch.testing.assert_close(twice, 2 * once, rtol=ROUNDING, atol=ROUNDING)

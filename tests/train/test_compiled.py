@@ -15,6 +15,7 @@ from dpa4sim.errors import ConfigError
 from dpa4sim.kernels.precision import matmul_precision
 from dpa4sim.model import DPA4
 from dpa4sim.potential import Potential
+from dpa4sim.train import compiled
 from dpa4sim.train.compiled import fallbacks, force_pass, prepare
 
 EXACT = 1e-10
@@ -111,6 +112,16 @@ def test_many_slabs_are_the_same(monkeypatch):
     wanted = gradients(model, batches()[1])
     prepare(model, compile=False)
     monkeypatch.setattr(edge_training.slabs_of, "__defaults__", (20,))
+    assert worst(gradients(model, batches()[1]), wanted) < EXACT
+
+
+def test_one_layer_leaves_nothing_to_compile(monkeypatch):
+    """The only layer acts on atoms: the stack between x and the sum is empty."""
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(compiled, "_compiled_passes", compiled._compiled_passes.__wrapped__)
+    model = random_model(replace(BASE, so2_layers=1, n_heads=2))
+    wanted = gradients(model, batches()[1])
+    prepare(model, compile=True)
     assert worst(gradients(model, batches()[1]), wanted) < EXACT
 
 
