@@ -348,6 +348,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--turns", type=int, default=6, help="of the timing; 0 for none")
     parser.add_argument("--compiled", action="store_true", help="time the compiled paths as well")
+    parser.add_argument(
+        "--times", action="store_true", help="the step times alone: yardstick-times"
+    )
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "yardstick.png")
     parser.add_argument("--quick", action="store_true", help="no record")
     args = parser.parse_args(arguments)
@@ -358,6 +361,10 @@ def main(arguments: list[str]) -> None:
     modes = [False, True][: 1 + args.compiled] if args.turns else []
     times = [times_of(bench, compiled, args.turns) for compiled in modes]
     show({}, times)
+    if args.times:
+        about = {"deepmd_kit": "3.2.0", "atoms_per_step": 192, "load_per_core": company()}
+        print("record:", save("yardstick-times", {"settings": about, "step_times": times}))
+        return
     runs = all_runs(bench, args.sides, args.seeds)
     rows = summary(runs)
     last = bench.work / "deepmd-1" / f"model.ckpt-{recipe.steps}.pt"
