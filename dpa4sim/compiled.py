@@ -69,13 +69,15 @@ def name_of(potential: Potential) -> str:
     """Equal for what can use the same file: weights, precision, processor, versions."""
     from dpa4sim.pool.checkpoint import model_fingerprint
 
-    device = potential.device
-    if device.type == "cuda":
-        kind = torch.cuda.get_device_name(device)
-    else:
-        kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    versions = f"{__version__} {torch.__version__} {kind}"
+    versions = f"{__version__} {torch.__version__} {processor(potential.device)}"
     return f"{model_fingerprint(potential)}-{hashlib.sha256(versions.encode()).hexdigest()[:16]}"
+
+
+def processor(device: torch.device) -> str:
+    """The kind of processor that something is compiled for."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _make(potential: Potential, path: Path) -> None:

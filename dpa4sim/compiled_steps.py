@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import sys
 import warnings
 import weakref
@@ -28,7 +27,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dpa4sim.compiled import cache_folder, one_at_a_time
+from dpa4sim.compiled import cache_folder, one_at_a_time, processor
 from dpa4sim.pool.pack import axis_of
 
 SIZES = {"system": 997, "atom": 8009, "row": 10003}
@@ -289,11 +288,8 @@ def _examples(value: Any, device: torch.device) -> Iterator[tuple[Tensor, str]]:
 
 def _name_of(function: Callable[..., Any], device: torch.device, known: Any) -> str:
     """Equal for what can use the same file: code, make of the arguments, processor, versions."""
-    if device.type == "cuda":
-        kind = torch.cuda.get_device_name(device)
-    else:
-        kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    what = f"{_word(function)} {_word(known)} {_sources()} {torch.__version__} {kind}"
+    versions = f"{_sources()} {torch.__version__} {processor(device)}"
+    what = f"{_word(function)} {_word(known)} {versions}"
     return f"step-{_title(function)}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
 
