@@ -19,7 +19,7 @@ from dpa4sim.screen.index import Phase, PhaseIndex
 
 if TYPE_CHECKING:
     from pymatgen.analysis.phase_diagram import PhaseDiagram
-    from pymatgen.core import Composition, Structure
+    from pymatgen.core import Structure
 
 HULL = pa.schema(
     [
@@ -174,19 +174,19 @@ def diagram(phases: Sequence[Phase]) -> PhaseDiagram:
 
     Compounds that are not below their elements are no vertices and are left out.
     """
-    from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+    from pymatgen.analysis.phase_diagram import PhaseDiagram
+
+    from dpa4sim.screen.entries import entries
 
     elements = {
         phase.elements[0]: phase.energy_per_atom for phase in phases if len(phase.amounts) == 1
     }
-    entries = []
-    for phase in phases:
-        if len(phase.amounts) > 1 and _above_elements(phase, elements) > ON_HULL:
-            continue
-        composition = _composition(phase)
-        energy = phase.energy_per_atom * composition.num_atoms
-        entries.append(PDEntry(composition, energy, name=phase.name))
-    return PhaseDiagram(entries)
+    kept = [
+        phase
+        for phase in phases
+        if len(phase.amounts) == 1 or _above_elements(phase, elements) <= ON_HULL
+    ]
+    return PhaseDiagram(entries(kept))
 
 
 def _vertices(hull: PhaseDiagram, phases: Sequence[Phase]) -> list[Phase]:
@@ -203,12 +203,15 @@ def _above_elements(phase: Phase, elements: Mapping[str, float]) -> float:
 
 
 def _places(entrants: Sequence[_Entrant], hull: PhaseDiagram) -> dict[int, _Place]:
+    from dpa4sim.screen.entries import compositions
+
     known: dict[str, tuple[float, str]] = {}
     places = {}
     for entrant in entrants:
         phase = entrant.phase
         if phase.formula not in known:
-            shares, energy = hull.get_decomp_and_hull_energy_per_atom(_composition(phase))
+            (composition,) = compositions([phase])
+            shares, energy = hull.get_decomp_and_hull_energy_per_atom(composition)
             known[phase.formula] = energy, _said(shares)
         energy, said = known[phase.formula]
         distance = phase.energy_per_atom - energy
@@ -223,15 +226,6 @@ def _said(shares: Mapping[Any, float]) -> str:
         for entry, share in shares.items()
     ]
     return " + ".join(f"{-share:g} {formula} ({name})" for share, formula, name in sorted(parts))
-
-
-def _composition(phase: Phase) -> Composition:
-    from pymatgen.core import Composition
-
-    composition = Composition(dict(phase.amounts))
-    # cached properties, known here, that take pymatgen most of its time to find out
-    vars(composition).update(reduced_composition=composition, reduced_formula=phase.formula)
-    return composition
 
 
 def _columns(results: pa.Table) -> dict[str, list[Any]]:
