@@ -288,8 +288,8 @@ def cross(left: Float[Tensor, "*row 3"], right: Float[Tensor, "*row 3"]) -> Floa
 
 
 def sum_over_atoms(
-    values: Float[Tensor, "atom *rest"], batch: Batch
-) -> Float[Tensor, "system *rest"]:
+    values: Float[Tensor, " atom *rest"], batch: Batch
+) -> Float[Tensor, " system *rest"]:
     """Sum per system, in atom order: the same bits in any batch, on CUDA too."""
     return torch.segment_reduce(values, "sum", offsets=_offsets(batch), unsafe=True, initial=0)
 

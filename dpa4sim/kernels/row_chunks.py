@@ -61,7 +61,7 @@ def pair_dot(
     right: Float[Tensor, "atom *head channel"],
     center: Int[Tensor, " edge"],
     neighbor: Int[Tensor, " edge"],
-) -> Float[Tensor, "edge *head"]:
+) -> Float[Tensor, " edge *head"]:
     """left_i . right_j of each edge, without a row of channels for every edge."""
     return _PairDot.apply(left, right, center, neighbor)
 

@@ -26,8 +26,8 @@ from dpa4sim.model.norm import root_mean_square
 
 
 def sum_edges(
-    message: Float[Tensor, "edge *feature"], center: Int[Tensor, " edge"], n_atoms: int
-) -> Float[Tensor, "atom *feature"]:
+    message: Float[Tensor, " edge *feature"], center: Int[Tensor, " edge"], n_atoms: int
+) -> Float[Tensor, " atom *feature"]:
     """Add each edge's message to the atom at its center."""
     return message.new_zeros(n_atoms, *message.shape[1:]).index_add(0, center, message)
 
