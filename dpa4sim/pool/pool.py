@@ -89,7 +89,7 @@ class Pool[State, Result]:
         self.state: Any = None
         self.aside: list[tuple[Job, Any]] = []
         self.unsaved: list[Result] = []
-        self.lags = torch.device(model.device).type == "cuda"
+        self.lags = torch.device(model.device).type != "cpu"
         self.signal: int | None = None
         self.saved_at = time.monotonic()
 
