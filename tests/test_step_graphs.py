@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 from models import BASE, crystal, molecule, random_model, random_potential
+from starts import batch, dynamics, fire, free_cells, lbfgs
 from torch.fx.experimental.proxy_tensor import make_fx
-from toy import LennardJones, crystals, packed, without_bulk
+from toy import LennardJones
 
 import dpa4sim
 from dpa4sim import step_graphs
@@ -26,14 +27,12 @@ from dpa4sim.ensemble import Ensemble
 from dpa4sim.errors import Status
 from dpa4sim.export import energy_and_gradient
 from dpa4sim.pool.pack import join, take
-from dpa4sim.potential import Potential, Prediction, assemble
-from dpa4sim.relax.fire import FireSettings, fire_init, fire_step
-from dpa4sim.relax.freedom import unconstrained
-from dpa4sim.relax.lbfgs import LbfgsSettings, lbfgs_init, lbfgs_step, settled
+from dpa4sim.potential import Potential, Prediction
+from dpa4sim.relax.fire import fire_step
+from dpa4sim.relax.lbfgs import lbfgs_step, settled
 from dpa4sim.simulate.npt import c_rescale_step
 from dpa4sim.simulate.nve import nve_step
 from dpa4sim.simulate.nvt import bussi_step, langevin_step
-from dpa4sim.simulate.state import md_init, set_conditions
 from dpa4sim.step_graphs import StepGraphs, take_steps
 
 EXACT = 1e-10
@@ -100,41 +99,7 @@ class Listed:
         return self.predict(batch, neighbors(batch, self.cutoff))
 
     def predict(self, batch: Batch, found) -> Prediction:
-        weight = 1.0 - 0.1 * (batch.atomic_numbers % 2).double()
-        sigma = 0.5 * self.toy.sigma * (weight[found.center] + weight[found.neighbor])
-        r2 = found.vector.square().sum(1)
-        attraction = (sigma * sigma / r2) ** 3
-        pair = 4 * self.toy.epsilon * attraction * (attraction - 1)
-        slope = -24 * self.toy.epsilon * attraction * (2 * attraction - 1) / r2
-        inside = (1 - r2 / self.cutoff**2).clamp(min=0.0)
-        by_r = slope * inside**3 - 6 * pair * inside**2 / self.cutoff**2
-        energies = torch.zeros_like(batch.positions[:, 0])
-        energies = energies.index_add(0, found.center, 0.5 * pair * inside**3)
-        return assemble(batch, found, energies, 0.5 * by_r[:, None] * found.vector)
-
-
-def batch() -> Batch:
-    return packed([*crystals().values(), *without_bulk().values()])
-
-
-def free_cells(systems: Batch) -> torch.Tensor:
-    return systems.pbc.all(1)
-
-
-def fire(systems: Batch, model):
-    freedom = unconstrained(systems, free_cells(systems))
-    settings = FireSettings(fmax=1e-3)
-    return fire_init(systems, model, freedom=freedom, cell_filter="frechet", settings=settings)
-
-
-def lbfgs(systems: Batch, model):
-    freedom = unconstrained(systems, free_cells(systems))
-    return lbfgs_init(systems, model, freedom=freedom, settings=LbfgsSettings(fmax=1e-3))
-
-
-def dynamics(systems: Batch, model):
-    conditions = set_conditions(systems, n_steps=50, temperature=600.0, timestep=2.0)
-    return md_init(systems, model, conditions=conditions)
+        return self.toy.predict(batch, found)
 
 
 def solids(systems: Batch) -> Batch:

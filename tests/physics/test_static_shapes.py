@@ -5,44 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from springs import Springs
-from toy import LennardJones, crystals, from_atoms, packed, without_bulk
+from starts import batch, dynamics, fire, lbfgs
+from toy import LennardJones, crystals, from_atoms
 
 from dpa4sim.batch import Batch
 from dpa4sim.edges import neighbors
 from dpa4sim.errors import DataError
 from dpa4sim.pool.pack import take
-from dpa4sim.relax.fire import FireSettings, fire_init, fire_step
-from dpa4sim.relax.freedom import unconstrained
-from dpa4sim.relax.lbfgs import LbfgsSettings, lbfgs_init, lbfgs_step
+from dpa4sim.relax.fire import fire_step
+from dpa4sim.relax.lbfgs import lbfgs_step
 from dpa4sim.simulate.npt import c_rescale_step
 from dpa4sim.simulate.nve import nve_step
 from dpa4sim.simulate.nvt import bussi_step, langevin_step
-from dpa4sim.simulate.state import md_init, set_conditions
 
 SHAPES = [(70, 12), (96, 9), (512, 64)]
-
-
-def batch() -> Batch:
-    return packed([*crystals().values(), *without_bulk().values()])
-
-
-def free_cells(systems: Batch) -> torch.Tensor:
-    return systems.pbc.all(1)
-
-
-def fire(systems: Batch, model):
-    freedom = unconstrained(systems, free_cells(systems))
-    settings = FireSettings(fmax=1e-3)
-    return fire_init(systems, model, freedom=freedom, cell_filter="frechet", settings=settings)
-
-
-def lbfgs(systems: Batch, model):
-    freedom = unconstrained(systems, free_cells(systems))
-    return lbfgs_init(systems, model, freedom=freedom, settings=LbfgsSettings(fmax=1e-3))
-
-
-def dynamics(systems: Batch, model):
-    return md_init(systems, model, conditions=set_conditions(systems, n_steps=50))
 
 
 METHODS = {
