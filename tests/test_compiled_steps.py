@@ -27,6 +27,7 @@ from dpa4sim.pool.pack import flatten, join, take
 from dpa4sim.potential import EnergyModel, Prediction
 from dpa4sim.relax.fire import FireSettings, FireState, fire_init, fire_step
 from dpa4sim.relax.freedom import unconstrained
+from dpa4sim.simulate.npt import c_rescale_step
 from dpa4sim.simulate.nvt import langevin_step
 from dpa4sim.simulate.state import MDState, md_init, set_conditions
 
@@ -286,3 +287,17 @@ def test_a_compiled_step_is_the_eager_step(start: Callable, step: Callable, done
         for place, one in enumerate(alone):
             same(take(path, [place]), one, ROUNDING)
     assert capsys.readouterr().err.count("compiling") == 2, "one graph for each half"
+
+
+@pytest.mark.slow
+def test_a_compiled_barostat_is_the_eager_one():
+    """Its velocities are those of nve, its cells a graph of their own."""
+    eager_model, model = sick(), Compiled(sick())
+    crystal = mixed().select([0, 1, 2])
+    eager, state = moving(crystal, eager_model), moving(crystal, model)
+    for _ in range(15):
+        eager = c_rescale_step(eager, eager_model, coupling="triclinic")
+        state = c_rescale_step(state, model, coupling="triclinic")
+        same(state, eager, ROUNDING)
+    assert state.status.tolist() == [Status.RUNNING, Status.RUNNING, Status.NOT_FINITE]
+    assert not torch.equal(state.batch.cell[0], crystal.cell[0])
