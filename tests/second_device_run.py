@@ -20,6 +20,7 @@ import ase.build
 import numpy as np
 import torch
 from models import BASE, FILE_SETS, crystal, molecule, random_model
+from recording import Runner, networked
 from second_device import NAME, second_device
 from torch import Tensor
 from training import settings, store
@@ -61,6 +62,13 @@ DYNAMICS: dict[str, dict[str, Any]] = {
     "npt isotropic": {"ensemble": "npt"},
     "npt anisotropic": {"ensemble": "npt", "coupling": "anisotropic"},
     "npt triclinic": {"ensemble": "npt", "coupling": "triclinic"},
+}
+
+RECORDED: dict[str, dict[str, Any]] = {
+    "lbfgs": {"optimizer": "lbfgs"},
+    "fire": {"optimizer": "fire"},
+    "langevin": {},
+    "bussi": {"thermostat": "bussi"},
 }
 
 TRAININGS: dict[str, dict[str, Any]] = {
@@ -124,6 +132,28 @@ def moved(asked: dict[str, Any], work: Path) -> Case:
     return case
 
 
+def recorded(asked: dict[str, Any]) -> Case:
+    """Recorded steps of the device, by a recorder that runs them again, beside plain ones."""
+
+    def case(device: str) -> Any:
+        recorder, structures = Runner(), [crystal(), molecule()]
+        model = networked(recorder, device=device)
+        if device == "cpu":
+            model.step_graphs = None
+        plain = {"progress": False, "max_edges": MAX_EDGES, **asked}
+        if "optimizer" in asked:
+            found = dpa4sim.relax(model, structures, cell=[True, False], max_steps=STEPS, **plain)
+            answer = [found.batches, found.energy, found.steps]
+        else:
+            runs = dpa4sim.md(model, structures, steps=STEPS, **plain)
+            answer = [[run.batch, run.velocities] for run in runs]
+        if device != "cpu" and recorder.replayed < STEPS:
+            raise AssertionError(f"only {recorder.replayed} steps were recorded")
+        return answer
+
+    return case
+
+
 def trained(asked: dict[str, Any], work: Path) -> Case:
     """Errors and weights after some steps."""
 
@@ -171,6 +201,7 @@ def cases(work: Path) -> dict[str, Case]:
     }
     found |= {f"relax {name}": relaxed(asked, work) for name, asked in RELAXATIONS.items()}
     found |= {f"md {name}": moved(asked, work) for name, asked in DYNAMICS.items()}
+    found |= {f"recorded {name}": recorded(asked) for name, asked in RECORDED.items()}
     found |= {f"train {name}": trained(asked, work) for name, asked in TRAININGS.items()}
     return found
 

@@ -32,6 +32,7 @@ CASES = (
     *(f"relax {name}" for name in ("fire", "fire, unit filter")),
     *(f"md {name}" for name in ("nve", "langevin", "bussi")),
     *(f"md {name}" for name in ("npt isotropic", "npt anisotropic", "npt triclinic")),
+    *(f"recorded {name}" for name in ("lbfgs", "fire", "langevin", "bussi")),
     *(f"train {name}" for name in ("muon", "adamw")),
 )
 

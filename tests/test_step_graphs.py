@@ -7,14 +7,14 @@ as in a CUDA graph.  The real recorder is marked gpu.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from models import BASE, crystal, molecule, random_model, random_potential
+from models import crystal, molecule, random_model, random_potential
+from recording import SMALL, Runner, networked
 from starts import batch, dynamics, fire, free_cells, lbfgs
 from torch.fx.experimental.proxy_tensor import make_fx
 from toy import LennardJones
@@ -56,25 +56,6 @@ class Tracer:
         def replay():
             self.replayed += 1
             for static, value in zip(outputs, graph(*inputs), strict=True):
-                static.copy_(value)
-
-        return replay, outputs
-
-
-@dataclass
-class Runner:
-    """Records nothing, and runs the step itself again; much faster than tracing it."""
-
-    recorded: int = 0
-    replayed: int = 0
-
-    def __call__(self, function, inputs):
-        self.recorded += 1
-        outputs = tuple(value.clone() for value in function(*inputs))
-
-        def replay():
-            self.replayed += 1
-            for static, value in zip(outputs, function(*inputs), strict=True):
                 static.copy_(value)
 
         return replay, outputs
@@ -275,19 +256,6 @@ def test_large_working_sets_are_not_recorded(monkeypatch):
     plain = fire(batch(), model)
     assert_same(take_steps(fire_step, plain, model, 2), walked(fire_step, plain, model.toy, 2))
     assert model.recorder.recorded == 0
-
-
-SMALL = replace(BASE, channels=4, n_blocks=1, max_degree=2)
-
-
-def networked(recorder: Any, seed: int = 0) -> Potential:
-    """A network whose steps are recorded, as on a device."""
-    potential = random_potential(SMALL, seed)
-    plain = copy.deepcopy(potential.model)
-    plain.hand_written = False
-    predict = partial(potential.predict, network=energy_and_gradient(plain))
-    potential.step_graphs = StepGraphs(potential, predict, recorder)
-    return potential
 
 
 @pytest.mark.parametrize("optimizer", ["fire", "lbfgs"])
