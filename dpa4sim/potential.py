@@ -134,6 +134,7 @@ class Potential:
         self.kernels, self.accuracy = kernels, accuracy
         self._check_kernels(compile)
         self.model.use_triton(accuracy if kernels == "triton" else None)
+        self.model.use_compiled_loops(compile and self.device.type == "cpu")
         self.network: Network | None = None
         self.step_graphs: StepGraphs | None = None
         if compile:

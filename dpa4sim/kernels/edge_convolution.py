@@ -15,7 +15,7 @@ weights are constants.  For the CPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,15 +23,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import silu
 
-from dpa4sim.kernels.frame_products import (
-    FrameShape,
-    fold,
-    fold_to_kernel,
-    fold_to_rows,
-    gated_rows,
+from dpa4sim.kernels.activations import (
+    Loops,
+    LoopShape,
+    Sums,
+    activate,
+    activate_backward,
+    add_common,
+    pair_columns,
 )
+from dpa4sim.kernels.frame_products import FrameShape, fold, fold_to_kernel, fold_to_rows
 from dpa4sim.kernels.last_layer import (
     empty_sums,
     last_layer,
@@ -91,12 +93,14 @@ class Plan(FrameShape):
         neighbor: atom j of each edge.
         offsets: row_ptr as Python integers.
         keep_bytes: what may be stored for the backward pass.
+        compiled: whether the loops between the matrix products are.
     """
 
     layers: tuple[Layer, ...]
     neighbor: Int[Tensor, " edge"]
     offsets: Sequence[int]
     keep_bytes: int
+    compiled: bool = field(default=False, kw_only=True)
 
     @cached_property
     def counts(self) -> list[int]:
@@ -261,23 +265,51 @@ def _stack(
     folded, x = fold(kernel, rows, plan), stored.final
     near = node.index_select(0, plan.neighbor[edges])
     torch.bmm(folded, near, out=x.view(len(x), plan.n_rows, plan.width))
+    sums = _sums(x, plan)
+    for (minus, plus), total in zip(pair_columns(plan), sums, strict=bool(sums)):
+        torch.add(x[:, minus], x[:, plus], out=total)
     for layer, u, gate in zip(plan.layers[:-1], stored.pre, stored.gates, strict=True):
-        _linear(x, layer, u)
+        _linear(x, layer, sums, u)
         if layer.gate is not None:
-            torch.mm(u[:, : plan.width], layer.gate, out=gate).sigmoid_()
-        _add_activated(x, u, gate, layer, plan)
+            torch.mm(u[:, : plan.width], layer.gate, out=gate)
+        activate(x, u, gate, layer.scalar_scale, sums, plan, _loops(layer, sums, plan, x))
 
 
 def _stack_backward(dx: Tensor, stored: _Stored, plan: Plan) -> Tensor:
     """Cotangent of what went into the layers."""
-    du = torch.empty_like(dx)
+    du, sums = torch.empty_like(dx), _sums(dx, plan)
+    d_logit = torch.empty_like(stored.gates[0]) if stored.gates else du
+    common: list[Tensor] = []
     for t in reversed(range(len(stored.pre))):
-        layer = plan.layers[t]
-        d_logit = _activation_backward(dx, stored.pre[t], stored.gates[t], layer, plan, du)
+        layer, u, gate = plan.layers[t], stored.pre[t], stored.gates[t]
+        loops = _loops(layer, sums, plan, dx)
+        if loops is not None and not common:
+            common = [torch.zeros_like(total) for total in sums]
+        activate_backward(
+            dx, u, gate, layer.scalar_scale, common, du, d_logit, sums, plan, loops
+        )  # fmt: skip
         if layer.gate is not None:
             du[:, : plan.width].addmm_(d_logit, layer.gate.T)
-        _linear_backward(du, layer, dx)
+        common = _linear_backward(du, layer, sums, dx)
+    add_common(dx, common, plan)
     return dx
+
+
+def _sums(x: Tensor, plan: Plan) -> list[Tensor]:
+    """Room for the sums of Gauss' products; none where he does not help."""
+    if len(plan.layers) == 1 or not _by_gauss(plan.layers[0], len(x)):
+        return []
+    return [x.new_empty(len(x), size * plan.width) for size in plan.sizes[1:]]
+
+
+def _loops(layer: Layer, sums: Sums, plan: Plan, x: Tensor) -> Loops | None:
+    """The compiled loops between this layer and the next, where they are asked for."""
+    if not plan.compiled or layer.gate is None:
+        return None
+    scaled, summed = layer.scalar_scale is not None, bool(sums)
+    return Loops.open(
+        LoopShape(plan.width, plan.max_degree, plan.max_order, scaled, summed, x.dtype)
+    )
 
 
 def _gather_backward(
@@ -301,38 +333,43 @@ def _gather_backward(
     d_rows[:, : 2 * plan.max_order + 1, : plan.n_lm] += fold_to_rows(d_folded, kernel, plan)
 
 
-def _linear(x: Tensor, layer: Layer, out: Tensor) -> None:
+def _linear(x: Tensor, layer: Layer, sums: Sums, out: Tensor) -> None:
     """Out = x W: a product for m = 0, and for each pair of -m and +m one, or three of half the size
 
     y_-m = (x_- + x_+) U - x_+ (U + V)        y_+m = (x_- + x_+) U + x_- (V - U)
     """
     size = layer.zonal.shape[0]
     torch.mm(x[:, :size], layer.zonal, out=out[:, :size])
-    if not _by_gauss(layer, len(x)):
+    if not sums:
         for pair, minus, plus in _pairs(layer):
             both = slice(minus.start, plus.stop)
             torch.mm(x[:, both], pair, out=out[:, both])
         return
-    for (u, difference, negated), (_, minus, plus) in zip(layer.thirds, _pairs(layer), strict=True):
-        common = torch.mm(x[:, minus] + x[:, plus], u, out=out[:, plus])
+    for total, (u, difference, negated), (_, minus, plus) in zip(
+        sums, layer.thirds, _pairs(layer), strict=True
+    ):
+        common = torch.mm(total, u, out=out[:, plus])
         out[:, minus].copy_(common).addmm_(x[:, plus], negated)
         common.addmm_(x[:, minus], difference)
 
 
-def _linear_backward(du: Tensor, layer: Layer, dx: Tensor) -> None:
-    """Dx += du W^T, by as many products."""
+def _linear_backward(du: Tensor, layer: Layer, sums: Sums, dx: Tensor) -> list[Tensor]:
+    """Dx += du W^T, by as many products, but for what is the same for -m and +m: returned."""
     size = layer.zonal.shape[0]
     dx[:, :size].addmm_(du[:, :size], layer.zonal.T)
-    if not _by_gauss(layer, len(du)):
+    if not sums:
         for pair, minus, plus in _pairs(layer):
             both = slice(minus.start, plus.stop)
             dx[:, both].addmm_(du[:, both], pair.T)
-        return
-    for (u, difference, negated), (_, minus, plus) in zip(layer.thirds, _pairs(layer), strict=True):
-        common = torch.mm(du[:, minus] + du[:, plus], u.T)
-        dx[:, minus.start : plus.stop].unflatten(1, (2, -1)).add_(common[:, None])
+        return []
+    common = []
+    for total, (u, difference, negated), (_, minus, plus) in zip(
+        sums, layer.thirds, _pairs(layer), strict=True
+    ):
+        common.append(torch.mm(total, u.T))
         dx[:, minus].addmm_(du[:, plus], difference.T)
         dx[:, plus].addmm_(du[:, minus], negated.T)
+    return common
 
 
 def _by_gauss(layer: Layer, n_edges: int) -> bool:
@@ -348,40 +385,3 @@ def _pairs(layer: Layer) -> list[tuple[Tensor, slice, slice]]:
         found.append((pair, slice(start, start + n), slice(start + n, start + 2 * n)))
         start += 2 * n
     return found
-
-
-def _add_activated(x: Tensor, u: Tensor, gate: Tensor, layer: Layer, plan: Plan) -> None:
-    """X += act(u)."""
-    width = plan.width
-    scalar = silu(u[:, :width])
-    if layer.scalar_scale is None:
-        x[:, :width] += scalar
-    else:
-        x[:, :width].addcmul_(scalar, layer.scalar_scale)
-    for group in plan.gated:
-        to, rows = (gated_rows(tensor, group, plan.max_degree, width) for tensor in (x, u))
-        to.addcmul_(rows, gate[:, None, group[2] :])
-
-
-def _activation_backward(
-    dx: Tensor, u: Tensor, gate: Tensor, layer: Layer, plan: Plan, du: Tensor
-) -> Tensor:
-    """Du of the direct paths, and the cotangent of the gates' logits."""
-    width = plan.width
-    d_gate = torch.empty_like(gate)
-    for index, group in enumerate(plan.gated):
-        column = group[2]
-        arriving, rows, to = (
-            gated_rows(tensor, group, plan.max_degree, width) for tensor in (dx, u, du)
-        )
-        torch.mul(arriving, gate[:, None, column:], out=to)
-        for copy in range(group[1]):
-            if index or copy:
-                d_gate[:, column:].addcmul_(arriving[:, copy], rows[:, copy])
-            else:  # the first group has every gate
-                torch.mul(arriving[:, 0], rows[:, 0], out=d_gate)
-    scalar = dx[:, :width]
-    if layer.scalar_scale is not None:
-        scalar = scalar * layer.scalar_scale
-    torch.ops.aten.silu_backward.grad_input(scalar, u[:, :width], grad_input=du[:, :width])
-    return torch.ops.aten.sigmoid_backward.grad_input(d_gate, gate, grad_input=d_gate)
