@@ -17,7 +17,7 @@ from dpa4sim.complaint import complaints
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges, neighbors
 from dpa4sim.errors import ConfigError, DataError, ModelError
-from dpa4sim.kernels.precision import PRECISION, matmul_precision
+from dpa4sim.kernels.precision import matmul_precision, product_precision
 from dpa4sim.kernels.triton_plan import Accuracy, EdgeGraph, available, check_accuracy
 from dpa4sim.model import DPA4
 from dpa4sim.model_file import network_dtype, read_network, write_safetensors
@@ -95,7 +95,8 @@ class Potential:
             recorded, and nothing is compiled.
         kernels: "torch", or "triton" for the Triton kernels, on CUDA in float32.
         accuracy: of products of float32 matrices: "exact" as such; "high", which Triton makes of
-            three TF32 products; "fast", of shorter numbers (docs/performance.md has the errors).
+            three TF32 products; "fast", of shorter numbers where the device has them: CUDA, and
+            processors with AMX (docs/performance.md has the errors).
 
     Raises:
         ConfigError: another dtype.
@@ -201,7 +202,8 @@ class Potential:
             if self.config.has_spins:
                 moments = moments_of(batch).to(self.dtype, copy=True)
                 leaves.append(moments.requires_grad_(True))
-            with torch.enable_grad(), matmul_precision(PRECISION[self.accuracy]):
+            precision = product_precision(self.accuracy, self.device)
+            with torch.enable_grad(), matmul_precision(precision):
                 atomic, features = self.model(species, edges, *state, *leaves[1:])
                 gradient, *by_moment = torch.autograd.grad(atomic.sum(), leaves)
             values = features.detach().double() if descriptors else None

@@ -15,6 +15,7 @@ weights are constants.  For the CPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -43,6 +44,7 @@ from dpa4sim.kernels.last_layer import (
     unweigh,
     weighted_rows,
 )
+from dpa4sim.kernels.precision import by_size, matmul_precision
 from dpa4sim.kernels.segments import chunks, counts
 from dpa4sim.kernels.workspace import give, take
 
@@ -94,6 +96,7 @@ class Plan(FrameShape):
         offsets: row_ptr as Python integers.
         keep_bytes: what may be stored for the backward pass.
         compiled: whether the loops between the matrix products are.
+        precision: of large matrix products; small ones are exact, which is faster.
     """
 
     layers: tuple[Layer, ...]
@@ -101,11 +104,16 @@ class Plan(FrameShape):
     offsets: Sequence[int]
     keep_bytes: int
     compiled: bool = field(default=False, kw_only=True)
+    precision: str = field(default="highest", kw_only=True)
 
     @cached_property
     def counts(self) -> list[int]:
         """Edges of each atom."""
         return counts(self.offsets)
+
+    def of_layers(self, n_edges: int) -> AbstractContextManager[None]:
+        """Precision of the products of the layers before the last."""
+        return matmul_precision(by_size(self.precision, n_edges * self.layers[0].zonal.numel()))
 
     @property
     def last_matrices(self) -> tuple[Tensor, ...]:
@@ -126,6 +134,7 @@ def edge_convolution(
 
 class _EdgeConvolution(torch.autograd.Function):
     @staticmethod
+    @matmul_precision("highest")
     def forward(
         ctx: Any, node: Tensor, kernel: Tensor, rows: Tensor, alpha: Tensor, plan: Plan
     ) -> Tensor:
@@ -150,6 +159,7 @@ class _EdgeConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @matmul_precision("highest")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
         if ctx.kept is None:
@@ -269,9 +279,10 @@ def _stack(
     for (minus, plus), total in zip(pair_columns(plan), sums, strict=bool(sums)):
         torch.add(x[:, minus], x[:, plus], out=total)
     for layer, u, gate in zip(plan.layers[:-1], stored.pre, stored.gates, strict=True):
-        _linear(x, layer, sums, u)
-        if layer.gate is not None:
-            torch.mm(u[:, : plan.width], layer.gate, out=gate)
+        with plan.of_layers(len(x)):
+            _linear(x, layer, sums, u)
+            if layer.gate is not None:
+                torch.mm(u[:, : plan.width], layer.gate, out=gate)
         activate(x, u, gate, layer.scalar_scale, sums, plan, _loops(layer, sums, plan, x))
 
 
@@ -288,9 +299,10 @@ def _stack_backward(dx: Tensor, stored: _Stored, plan: Plan) -> Tensor:
         activate_backward(
             dx, u, gate, layer.scalar_scale, common, du, d_logit, sums, plan, loops
         )  # fmt: skip
-        if layer.gate is not None:
-            du[:, : plan.width].addmm_(d_logit, layer.gate.T)
-        common = _linear_backward(du, layer, sums, dx)
+        with plan.of_layers(len(dx)):
+            if layer.gate is not None:
+                du[:, : plan.width].addmm_(d_logit, layer.gate.T)
+            common = _linear_backward(du, layer, sums, dx)
     add_common(dx, common, plan)
     return dx
 

@@ -196,6 +196,7 @@ class EMFA(nn.Module):
             offsets=edges.offsets or (),  # Triton's kernels do not read them
             keep_bytes=edges.keep_bytes,
             compiled=self.compiled_loops,
+            precision=torch.get_float32_matmul_precision(),
         )
 
     def _frozen(self, name: Any, make: Callable[[], Any]) -> Any:
