@@ -87,12 +87,14 @@ def package(
     sizes: tuple[Any, ...],
     path: Path,
     about: Callable[[], dict[str, str]] = dict,
+    options: dict[str, Any] | None = None,
 ) -> None:
     """Compile loops that are called often; the file appears whole or not at all.
 
     Args:
         sizes: the axes of the inputs whose lengths are symbols, as torch.export takes them.
         about: metadata, known when the graph has been traced.
+        options: of the compiler.
     """
     partial = path.with_name(f".{path.stem}.partial.pt2")
     try:
@@ -111,6 +113,7 @@ def package(
                     "aot_inductor.metadata": about(),
                     "aot_inductor.compile_wrapper_opt_level": "O0",  # it only calls the loops
                     "cpp.threads": 1,  # with more, sums have no order
+                    **(options or {}),
                 },
             )
         partial.replace(path)

@@ -4,29 +4,21 @@
 
 and its cotangents, with the sums of -m and +m that Gauss' products need.  PyTorch takes a dozen
 passes over rows that have left the cache by the next one; a loop compiled by PyTorch's inductor
-takes one.  `Loops.open` compiles both directions once for each shape of a stack and kind of
-processor, for any number of edges (`dpa4sim.compiled` says where they are kept).
+takes one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import silu
 
-from dpa4sim.compiled import cache_folder, one_at_a_time, package, processor
 from dpa4sim.kernels.frame_products import FrameShape, gated_rows
-
-EXAMPLE_EDGES = 1009
-"""Edges in the trace, on which nothing depends."""
+from dpa4sim.kernels.loops import Loop, Run, per_edge
 
 Rows = Float[Tensor, "edge row_channel"]
 Sums = Sequence[Float[Tensor, "edge _"]]
@@ -34,8 +26,8 @@ Sums = Sequence[Float[Tensor, "edge _"]]
 
 
 @dataclass(frozen=True)
-class LoopShape:
-    """What a compiled loop depends on.
+class ActivationShape:
+    """What the compiled loops depend on.
 
     Args:
         width: channels of the focus.
@@ -58,32 +50,41 @@ class LoopShape:
             found += 2 * [(self.max_degree - order + 1) * self.width]
         return found
 
+    def parts(self, x: Rows) -> tuple[Tensor, ...]:
+        """The columns of `sizes`."""
+        return x.split_with_sizes(self.sizes, 1)
+
+    def loops(self) -> list[Loop]:
+        """Both directions."""
+
+        def parts() -> list[Tensor]:
+            return [per_edge(n, sum(self.sizes), self.dtype) for n in self.sizes]
+
+        def gates() -> Tensor:
+            return per_edge(self.sizes[1], self.sizes[1], self.dtype)
+
+        def sums() -> list[Tensor]:
+            return [per_edge(n, n, self.dtype) for n in self.sizes[2::2]] if self.summed else []
+
+        scale = [torch.zeros(self.width, dtype=self.dtype)] if self.scaled else []
+        edges = {0: torch.export.Dim("n_edges", min=0)}
+        rows, pairs = [edges] * len(self.sizes), [edges] * len(sums())
+        forth = parts(), parts(), gates(), scale, sums()
+        back = parts(), parts(), gates(), scale, sums(), parts(), gates(), sums()
+        once = rows, rows, edges, [None] * len(scale), pairs
+        return [
+            Loop("activate", _forward, forth, once),
+            Loop("activate_backward", _backward, back, (*once, rows, edges, pairs)),
+        ]
+
 
 @dataclass(frozen=True)
-class Loops:
-    """The compiled loops of one shape; each takes a flat list of tensors and writes into them."""
+class ActivationLoops:
+    """The compiled loops of one shape."""
 
-    shape: LoopShape
-    forward: Callable[[list[Tensor]], object]
-    backward: Callable[[list[Tensor]], object]
-
-    @staticmethod
-    @cache
-    def open(shape: LoopShape) -> Loops | None:
-        """From the disk or compiled now; None, after a word on stderr, where that is impossible."""
-        path = cache_folder()
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            runs = [_opened(shape, function, path) for function in (_forward, _backward)]
-        except Exception as error:  # whatever a compiler may raise: the work goes on without
-            why = str(error).strip().splitlines() or [type(error).__name__]
-            print(f"loops over edges run uncompiled: {why[0]}", file=sys.stderr, flush=True)
-            return None
-        return Loops(shape, *runs)
-
-    def parts(self, x: Rows) -> tuple[Tensor, ...]:
-        """The columns of `LoopShape.sizes`."""
-        return x.split_with_sizes(self.shape.sizes, 1)
+    shape: ActivationShape
+    forward: Run
+    backward: Run
 
 
 def activate(
@@ -93,7 +94,7 @@ def activate(
     scale: Float[Tensor, " channel"] | None,
     sums: Sums,
     s: FrameShape,
-    loops: Loops | None,
+    loops: ActivationLoops | None,
 ) -> None:
     """X += act(u), in place.
 
@@ -104,7 +105,7 @@ def activate(
     """
     if loops is not None:
         scales = [] if scale is None else [scale]
-        loops.forward([*loops.parts(x), *loops.parts(u), gate, *scales, *sums])
+        loops.forward([*loops.shape.parts(x), *loops.shape.parts(u), gate, *scales, *sums])
         return
     gate.sigmoid_()
     scalar, to = silu(u[:, : s.width]), x[:, : s.width]
@@ -129,7 +130,7 @@ def activate_backward(
     d_logit: Float[Tensor, "edge degree_channel"],
     sums: Sums,
     s: FrameShape,
-    loops: Loops | None,
+    loops: ActivationLoops | None,
 ) -> None:
     """Du of the direct paths and the cotangent of the gates' logits, written.
 
@@ -140,10 +141,8 @@ def activate_backward(
     """
     if loops is not None:
         scales = [] if scale is None else [scale]
-        loops.backward([
-            *loops.parts(dx), *loops.parts(u), gate, *scales, *common, *loops.parts(du), d_logit,
-            *sums,
-        ])  # fmt: skip
+        given = *loops.shape.parts(dx), *loops.shape.parts(u), gate, *scales, *common
+        loops.backward([*given, *loops.shape.parts(du), d_logit, *sums])
         return
     add_common(dx, common, s)
     for index, group in enumerate(s.gated):
@@ -183,7 +182,7 @@ def pair_columns(s: FrameShape) -> list[tuple[slice, slice]]:
 
 def _forward(
     x: list[Tensor], u: list[Tensor], gate: Tensor, scale: list[Tensor], sums: list[Tensor]
-) -> None:
+) -> list[Tensor]:
     """`activate` on columns that are tensors of their own."""
     gates = gate.sigmoid()
     gate.copy_(gates)
@@ -197,6 +196,7 @@ def _forward(
         to.copy_(value)
     for total, minus, plus in zip(sums, new[1::2], new[2::2], strict=bool(sums)):
         total.copy_(minus + plus)
+    return []
 
 
 def _backward(
@@ -208,7 +208,7 @@ def _backward(
     du: list[Tensor],
     d_logit: Tensor,
     sums: list[Tensor],
-) -> None:
+) -> list[Tensor]:
     """`activate_backward` on columns that are tensors of their own."""
     arriving = [dx[1]]
     for index, part in enumerate(dx[2:]):
@@ -230,66 +230,4 @@ def _backward(
     d_logit.copy_(d_gates * gate * (1 - gate))
     scalar = dx[0] * scale[0] if scale else dx[0]
     du[0].copy_(torch.ops.aten.silu_backward(scalar, u[0]))
-
-
-class _Graph(torch.nn.Module):
-    def __init__(self, function: Callable[..., None]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: list[Tensor] | Tensor) -> tuple[()]:
-        """Nothing: the function writes into its inputs."""
-        self.function(*inputs)
-        return ()
-
-
-def _opened(
-    shape: LoopShape, function: Callable[..., None], folder: Path
-) -> Callable[[list[Tensor]], object]:
-    name = function.__name__.strip("_")
-    versions = f"{torch.__version__} {processor(torch.device('cpu'))} {_source()}"
-    what = hashlib.sha256(f"{shape} {versions}".encode()).hexdigest()[:16]
-    path = folder / f"loop-{name}-{what}.pt2"
-    with one_at_a_time(path):
-        if not path.exists():
-            print(
-                f"compiling a loop over edges ({name}), once, up to a minute: {path}",
-                file=sys.stderr,
-                flush=True,
-            )
-            inputs = _examples(shape, function is _backward)
-            edges = {0: torch.export.Dim("n_edges", min=0)}
-            sizes = tuple(
-                [edges if t.ndim == 2 else None for t in value]
-                if isinstance(value, list)
-                else edges
-                for value in inputs
-            )
-            package(_Graph(function), inputs, (sizes,), path)
-    return torch._inductor.aoti_load_package(str(path)).loader.run
-
-
-def _examples(shape: LoopShape, backward: bool) -> tuple[list[Tensor] | Tensor, ...]:
-    """Tensors of the strides that the loops will meet; none shares its memory with another."""
-
-    def rows(n: int, stride: int) -> Tensor:
-        return torch.empty_strided((EXAMPLE_EDGES, n), (stride, 1), dtype=shape.dtype).zero_()
-
-    def parts() -> list[Tensor]:
-        return [rows(n, sum(shape.sizes)) for n in shape.sizes]
-
-    def sums() -> list[Tensor]:
-        return [rows(n, n) for n in shape.sizes[2::2]] if shape.summed else []
-
-    gates = shape.max_degree * shape.width
-    scale = [torch.zeros(shape.width, dtype=shape.dtype)] if shape.scaled else []
-    if not backward:
-        return parts(), parts(), rows(gates, gates), scale, sums()
-    gate, d_logit = rows(gates, gates), rows(gates, gates)
-    return parts(), parts(), gate, scale, sums(), parts(), d_logit, sums()
-
-
-@cache
-def _source() -> str:
-    """Digest of the code that is compiled."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    return []

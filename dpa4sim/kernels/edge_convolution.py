@@ -26,15 +26,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dpa4sim.kernels.activations import (
-    Loops,
-    LoopShape,
+    ActivationLoops,
+    ActivationShape,
     Sums,
     activate,
     activate_backward,
     add_common,
     pair_columns,
 )
-from dpa4sim.kernels.frame_products import FrameShape, fold, fold_to_kernel, fold_to_rows
+from dpa4sim.kernels.frame_products import FrameShape
+from dpa4sim.kernels.gather import GatherShape, gather, gather_backward
 from dpa4sim.kernels.last_layer import (
     empty_sums,
     last_layer,
@@ -44,6 +45,7 @@ from dpa4sim.kernels.last_layer import (
     unweigh,
     weighted_rows,
 )
+from dpa4sim.kernels.loops import Run, open_loops
 from dpa4sim.kernels.precision import by_size, matmul_precision
 from dpa4sim.kernels.segments import chunks, counts
 from dpa4sim.kernels.workspace import give, take
@@ -115,6 +117,10 @@ class Plan(FrameShape):
         """Precision of the products of the layers before the last."""
         return matmul_precision(by_size(self.precision, n_edges * self.layers[0].zonal.numel()))
 
+    def gather_loops(self, kernel: Tensor, rows: Tensor) -> tuple[Run, ...] | None:
+        """The compiled loops of the gather, where they are asked for."""
+        return GatherShape.open(kernel, rows, self) if self.compiled else None
+
     @property
     def last_matrices(self) -> tuple[Tensor, ...]:
         """Of the last layer."""
@@ -139,7 +145,7 @@ class _EdgeConvolution(torch.autograd.Function):
         ctx: Any, node: Tensor, kernel: Tensor, rows: Tensor, alpha: Tensor, plan: Plan
     ) -> Tensor:
         out = node.new_zeros(node.shape[0], plan.n_lm, plan.width)
-        node = node.contiguous()
+        node, kernel, rows = node.contiguous(), kernel.contiguous(), rows.contiguous()
         kept, scratch, n_kept = _buffers(plan, kernel, any(ctx.needs_input_grad))
         for atoms, parts in _groups(plan.offsets):
             sums = empty_sums(atoms.stop - atoms.start, alpha.shape[1], plan, node)
@@ -185,10 +191,11 @@ class _EdgeConvolution(torch.autograd.Function):
                 )
                 unweigh(d_weighted, rows[edges], alpha[edges], plan, d_rows[edges], d_alpha[edges])
                 dx = _stack_backward(dx, stored, plan)
-                _gather_backward(
-                    dx, node, kernel[edges], rows[edges], plan, edges, d_node, d_kernel[edges],
-                    d_rows[edges],
+                d_kernel[edges], of_rows = gather_backward(
+                    dx, node, kernel[edges], rows[edges], plan.neighbor[edges], d_node, plan,
+                    plan.gather_loops(kernel, rows),
                 )  # fmt: skip
+                d_rows[edges, : of_rows.shape[1], : plan.n_lm] += of_rows
         give(*kept.all, *scratch.all)
         return d_node, d_kernel, d_rows, d_alpha, None
 
@@ -272,9 +279,8 @@ def _stack(
     node: Tensor, kernel: Tensor, rows: Tensor, plan: Plan, edges: slice, stored: _Stored
 ) -> None:
     """Gather, rotate and pass the layers, into `stored`."""
-    folded, x = fold(kernel, rows, plan), stored.final
-    near = node.index_select(0, plan.neighbor[edges])
-    torch.bmm(folded, near, out=x.view(len(x), plan.n_rows, plan.width))
+    x = stored.final
+    gather(node, kernel, rows, plan.neighbor[edges], x, plan, plan.gather_loops(kernel, rows))
     sums = _sums(x, plan)
     for (minus, plus), total in zip(pair_columns(plan), sums, strict=bool(sums)):
         torch.add(x[:, minus], x[:, plus], out=total)
@@ -314,35 +320,14 @@ def _sums(x: Tensor, plan: Plan) -> list[Tensor]:
     return [x.new_empty(len(x), size * plan.width) for size in plan.sizes[1:]]
 
 
-def _loops(layer: Layer, sums: Sums, plan: Plan, x: Tensor) -> Loops | None:
+def _loops(layer: Layer, sums: Sums, plan: Plan, x: Tensor) -> ActivationLoops | None:
     """The compiled loops between this layer and the next, where they are asked for."""
     if not plan.compiled or layer.gate is None:
         return None
     scaled, summed = layer.scalar_scale is not None, bool(sums)
-    return Loops.open(
-        LoopShape(plan.width, plan.max_degree, plan.max_order, scaled, summed, x.dtype)
-    )
-
-
-def _gather_backward(
-    dx: Tensor,
-    node: Tensor,
-    kernel: Tensor,
-    rows: Tensor,
-    plan: Plan,
-    edges: slice,
-    d_node: Tensor,
-    d_kernel: Tensor,
-    d_rows: Tensor,
-) -> None:
-    """Cotangents of the gather, of the kernel and of the rotation (added)."""
-    neighbor = plan.neighbor[edges]
-    rowed = dx.unflatten(1, (plan.n_rows, plan.width))
-    folded = fold(kernel, rows, plan)
-    d_node.index_add_(0, neighbor, torch.bmm(folded.transpose(1, 2), rowed))
-    d_folded = torch.bmm(rowed, node.index_select(0, neighbor).transpose(1, 2))
-    d_kernel.copy_(fold_to_kernel(d_folded, rows, plan))
-    d_rows[:, : 2 * plan.max_order + 1, : plan.n_lm] += fold_to_rows(d_folded, kernel, plan)
+    shape = ActivationShape(plan.width, plan.max_degree, plan.max_order, scaled, summed, x.dtype)
+    runs = open_loops(shape)
+    return None if runs is None else ActivationLoops(shape, *runs)
 
 
 def _linear(x: Tensor, layer: Layer, sums: Sums, out: Tensor) -> None:

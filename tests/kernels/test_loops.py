@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from models import BASE, crystal, molecule, random_model, random_potential
 
 from dpa4sim.batch import Batch
-from dpa4sim.kernels import activations, edge_convolution
-from dpa4sim.kernels.activations import Loops, LoopShape, activate, activate_backward, pair_columns
+from dpa4sim.kernels import edge_convolution, gather, loops
+from dpa4sim.kernels.activations import (
+    ActivationLoops,
+    ActivationShape,
+    activate,
+    activate_backward,
+    pair_columns,
+)
 from dpa4sim.kernels.frame_products import FrameShape
+from dpa4sim.kernels.loops import Run, open_loops
 from dpa4sim.model.frames import degree_of_lm
 
 ROUNDING = 1e-13
@@ -24,9 +33,9 @@ WIDTH, EDGES = 3, 5
 def empty_cache(monkeypatch, tmp_path):
     """An empty cache of this test's own, on the disk and in the process."""
     monkeypatch.setenv("DPA4SIM_CACHE", str(tmp_path))
-    Loops.open.cache_clear()
+    open_loops.cache_clear()
     yield tmp_path
-    Loops.open.cache_clear()
+    open_loops.cache_clear()
 
 
 def frame(max_degree: int, max_order: int) -> FrameShape:
@@ -34,27 +43,21 @@ def frame(max_degree: int, max_order: int) -> FrameShape:
     return FrameShape(WIDTH, 1, max_degree, max_order, torch.ones(len(lm)), lm)
 
 
-def plain(shape: LoopShape) -> Loops:
+def plain(shape: Any) -> tuple[Run, ...]:
     """What would be compiled, called as it is."""
-    n_parts, n_scales = len(shape.sizes), int(shape.scaled)
 
-    def forward(flat):
-        x, u, (gate, *rest) = flat[:n_parts], flat[n_parts : 2 * n_parts], flat[2 * n_parts :]
-        activations._forward(x, u, gate, rest[:n_scales], rest[n_scales:])
+    def run(loop, flat):
+        rest = iter(flat)
+        arguments = [
+            [next(rest) for _ in example] if isinstance(example, list) else next(rest)
+            for example in loop.inputs
+        ]
+        return list(loop.function(*arguments))
 
-    def backward(flat):
-        n_sums = shape.max_order if shape.summed else 0
-        taken = iter(flat)
-        counts = (n_parts, n_parts, 1, n_scales, n_sums, n_parts, 1, n_sums)
-        dx, u, gate, scale, common, du, d_logit, sums = (
-            [next(taken) for _ in range(n)] for n in counts
-        )
-        activations._backward(dx, u, gate[0], scale, common, du, d_logit[0], sums)
-
-    return Loops(shape, forward, backward)
+    return tuple(partial(run, loop) for loop in shape.loops())
 
 
-def numbers(shape: LoopShape, n_edges: int, seed: int = 0) -> list[torch.Tensor]:
+def numbers(shape: ActivationShape, n_edges: int, seed: int = 0) -> list[torch.Tensor]:
     """x, u, logits, scale, dx, and what is common to -m and +m."""
     draw = torch.Generator().manual_seed(seed)
     total, gates = sum(shape.sizes), shape.max_degree * shape.width
@@ -63,12 +66,15 @@ def numbers(shape: LoopShape, n_edges: int, seed: int = 0) -> list[torch.Tensor]
     return [torch.randn(size, generator=draw, dtype=shape.dtype) for size in sizes]
 
 
-def both_ways(shape: LoopShape, n_edges: int, loops: Loops | None) -> list[torch.Tensor]:
+def both_ways(
+    shape: ActivationShape, n_edges: int, runs: tuple[Run, ...] | None
+) -> list[torch.Tensor]:
     """Everything that both directions write."""
     s = frame(shape.max_degree, shape.max_order)
     x, u, gate, scale, dx, *common = numbers(shape, n_edges)
     scale, common = scale if shape.scaled else None, common if shape.summed else []
     sums = [torch.full_like(value, torch.nan) for value in common]
+    loops = None if runs is None else ActivationLoops(shape, *runs)
     activate(x, u, gate, scale, sums, s, loops)
     du, d_logit = torch.full_like(x, torch.nan), torch.full_like(gate, torch.nan)
     d_sums = [torch.full_like(value, torch.nan) for value in common]
@@ -77,16 +83,16 @@ def both_ways(shape: LoopShape, n_edges: int, loops: Loops | None) -> list[torch
 
 
 SHAPES = [
-    LoopShape(WIDTH, 3, 1, True, True, torch.float64),
-    LoopShape(WIDTH, 2, 1, False, False, torch.float64),
-    LoopShape(WIDTH, 3, 2, True, True, torch.float64),
-    LoopShape(WIDTH, 2, 0, False, False, torch.float64),
+    ActivationShape(WIDTH, 3, 1, True, True, torch.float64),
+    ActivationShape(WIDTH, 2, 1, False, False, torch.float64),
+    ActivationShape(WIDTH, 3, 2, True, True, torch.float64),
+    ActivationShape(WIDTH, 2, 0, False, False, torch.float64),
 ]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_what_is_compiled_is_what_pytorch_does(shape):
-    found, expected = (both_ways(shape, EDGES, loops) for loops in (plain(shape), None))
+    found, expected = (both_ways(shape, EDGES, runs) for runs in (plain(shape), None))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=ROUNDING, atol=ROUNDING)
 
@@ -114,7 +120,10 @@ def test_cotangents_are_those_of_autograd(shape):
 def test_a_compiled_potential_takes_the_loops(monkeypatch):
     """Both directions, in every layer but the last, to the numbers of the eager kernel."""
     asked = []
-    monkeypatch.setattr(Loops, "open", lambda shape: asked.append(shape) or plain(shape))
+    monkeypatch.setattr(gather, "open_loops", lambda shape: asked.append(shape) or plain(shape))
+    monkeypatch.setattr(
+        edge_convolution, "open_loops", lambda shape: asked.append(shape) or plain(shape)
+    )
     monkeypatch.setattr(edge_convolution, "GAUSS", (3, 1))
     config = replace(BASE, so2_layers=3, max_degree=2, max_order=1)
     potential = random_potential(config)
@@ -124,19 +133,19 @@ def test_a_compiled_potential_takes_the_loops(monkeypatch):
     assert not asked, "nobody asked for loops"
     potential.model.use_compiled_loops(True)
     found = potential(batch)
-    assert len(asked) == 4 * config.n_blocks * config.n_focus
+    assert len(asked) == (4 + 2) * config.n_blocks * config.n_focus
     torch.testing.assert_close(found.forces, expected.forces, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(found.energy, expected.energy, rtol=1e-12, atol=1e-11)
 
 
 def test_without_a_compiler_the_kernel_goes_on(monkeypatch, empty_cache, capsys):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("No working C++ compiler found\nand a long trace")
 
-    monkeypatch.setattr(activations, "package", broken)
+    monkeypatch.setattr(loops, "package", broken)
     model = random_model(BASE).requires_grad_(False)
-    assert Loops.open(LoopShape(4, 1, 1, False, False, torch.float64)) is None
-    assert Loops.open(LoopShape(4, 1, 1, False, False, torch.float64)) is None
+    assert open_loops(ActivationShape(4, 1, 1, False, False, torch.float64)) is None
+    assert open_loops(ActivationShape(4, 1, 1, False, False, torch.float64)) is None
     said = capsys.readouterr().err
     assert said.count("run uncompiled: No working C++ compiler found") == 1
     assert "long trace" not in said
@@ -146,25 +155,25 @@ def test_without_a_compiler_the_kernel_goes_on(monkeypatch, empty_cache, capsys)
 def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DPA4SIM_CACHE", str(tmp_path / "file" / "cache"))
-    Loops.open.cache_clear()
-    assert Loops.open(SHAPES[0]) is None
+    open_loops.cache_clear()
+    assert open_loops(SHAPES[0]) is None
     assert "run uncompiled" in capsys.readouterr().err
-    Loops.open.cache_clear()
+    open_loops.cache_clear()
 
 
 @pytest.mark.slow
 def test_one_file_for_any_number_of_edges(empty_cache, capsys):
     shape = SHAPES[0]
-    loops = Loops.open(shape)
-    assert loops is not None
+    opened = open_loops(shape)
+    assert opened is not None
     assert capsys.readouterr().err.count("compiling a loop") == 2
     for n_edges in (1, 2, EDGES, 300):
-        found, expected = (both_ways(shape, n_edges, way) for way in (loops, None))
+        found, expected = (both_ways(shape, n_edges, way) for way in (opened, None))
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=ROUNDING, atol=ROUNDING)
-    again = both_ways(shape, EDGES, loops)
-    assert all(map(torch.equal, again, both_ways(shape, EDGES, loops))), "the same bits"
-    Loops.open.cache_clear()
-    assert Loops.open(shape) is not None
+    again = both_ways(shape, EDGES, opened)
+    assert all(map(torch.equal, again, both_ways(shape, EDGES, opened))), "the same bits"
+    open_loops.cache_clear()
+    assert open_loops(shape) is not None
     assert capsys.readouterr().err == "", "the next process finds it"
     assert len(list(empty_cache.glob("*.pt2"))) == 2
