@@ -88,7 +88,8 @@ class Potential:
         device: where to compute.
         dtype: "float32" or "float64", the precision of the network.
         compile: run the network as one compiled graph; making it takes minutes, once for each
-            model, precision and kind of processor (`dpa4sim.compiled`); steps of FIRE and of
+            model, precision and kind of processor (`dpa4sim.compiled`); on a processor large
+            batches run by compiled loops (`dpa4sim.kernels.loops`); steps of FIRE and of
             dynamics are compiled around it (`dpa4sim.compiled_steps`).  On CUDA it is recorded
             besides, for each size of batch (`dpa4sim.graphs`), and so are the steps of relaxations
             and of dynamics around it (`dpa4sim.step_graphs`); with kernels="triton" these are

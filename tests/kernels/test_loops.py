@@ -117,7 +117,8 @@ def test_cotangents_are_those_of_autograd(shape):
     torch.testing.assert_close((d_u, d_logit), wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_a_compiled_potential_takes_the_loops(monkeypatch):
+@pytest.mark.parametrize(("max_degree", "max_order"), [(3, 1), (2, 0)])
+def test_a_compiled_potential_takes_the_loops(max_degree, max_order, monkeypatch):
     """Both directions, in every layer but the last, to the numbers of the eager kernel."""
     asked = []
     monkeypatch.setattr(gather, "open_loops", lambda shape: asked.append(shape) or plain(shape))
@@ -125,7 +126,7 @@ def test_a_compiled_potential_takes_the_loops(monkeypatch):
         edge_convolution, "open_loops", lambda shape: asked.append(shape) or plain(shape)
     )
     monkeypatch.setattr(edge_convolution, "GAUSS", (3, 1))
-    config = replace(BASE, so2_layers=3, max_degree=2, max_order=1)
+    config = replace(BASE, so2_layers=3, max_degree=max_degree, max_order=max_order)
     potential = random_potential(config)
     batch = Batch.concatenate([molecule(), crystal()])
     monkeypatch.setattr(edge_convolution, "CHUNK_EDGES", 10**6)
@@ -159,6 +160,20 @@ def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path, capsys):
     assert open_loops(SHAPES[0]) is None
     assert "run uncompiled" in capsys.readouterr().err
     open_loops.cache_clear()
+
+
+def test_without_loops_of_the_gather_the_others_run(monkeypatch):
+    """Orders beyond the first: no loop of the gather, which would be too long a program."""
+    asked = []
+    monkeypatch.setattr(gather, "open_loops", lambda shape: pytest.fail(f"{shape}"))
+    monkeypatch.setattr(
+        edge_convolution, "open_loops", lambda shape: asked.append(shape) or plain(shape)
+    )
+    potential = random_potential(replace(BASE, max_degree=2, max_order=2))
+    expected = potential(crystal())
+    potential.model.use_compiled_loops(True)
+    torch.testing.assert_close(potential(crystal()).forces, expected.forces, rtol=0, atol=1e-11)
+    assert {shape.max_order for shape in asked} == {2}
 
 
 @pytest.mark.slow
