@@ -15,10 +15,11 @@ import hashlib
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,46 @@ def processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def package(
+    graph: torch.nn.Module,
+    inputs: tuple[Any, ...],
+    sizes: tuple[Any, ...],
+    path: Path,
+    about: Callable[[], dict[str, str]] = dict,
+    options: dict[str, Any] | None = None,
+) -> None:
+    """Compile loops that are called often; the file appears whole or not at all.
+
+    Args:
+        sizes: the axes of the inputs whose lengths are symbols, as torch.export takes them.
+        about: metadata, known when the graph has been traced.
+        options: of the compiler.
+    """
+    partial = path.with_name(f".{path.stem}.partial.pt2")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of the compiler, about itself
+            program = torch.export.export(
+                graph,
+                inputs,
+                dynamic_shapes=sizes,
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=str(partial),
+                inductor_configs={
+                    "aot_inductor.metadata": about(),
+                    "aot_inductor.compile_wrapper_opt_level": "O0",  # it only calls the loops
+                    "cpp.threads": 1,  # with more, sums have no order
+                    **(options or {}),
+                },
+            )
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _make(potential: Potential, path: Path) -> None:

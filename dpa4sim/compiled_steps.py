@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -27,7 +26,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dpa4sim.compiled import cache_folder, one_at_a_time, processor
+from dpa4sim.compiled import cache_folder, one_at_a_time, package, processor
 from dpa4sim.pool.pack import axis_of
 
 SIZES = {"system": 997, "atom": 8009, "row": 10003}
@@ -183,15 +182,15 @@ def _open(make: tuple[Any, ...], arguments: Sequence[Any], leaves: Sequence[Any]
         with one_at_a_time(path):
             if not path.exists():
                 _make(function, arguments, examples, path)
-        package = torch._inductor.aoti_load_package(str(path))
-        source = json.loads(package.get_metadata()["dpa4sim"])["source"]
+        opened = torch._inductor.aoti_load_package(str(path))
+        source = json.loads(opened.get_metadata()["dpa4sim"])["source"]
     except Exception as error:  # whatever a compiler may raise: the work goes on without
         why = str(error).strip().splitlines() or [type(error).__name__]
         print(f"steps run uncompiled: {why[0]}", file=sys.stderr, flush=True)
         return None
     nothing = iter([_empty(leaf) for leaf in leaves])
     record = function(*(_put_together(value, nothing) for value in arguments))
-    return _Loop(package.loader.run, record, _take_apart(record, []), tuple(source))
+    return _Loop(opened.loader.run, record, _take_apart(record, []), tuple(source))
 
 
 def _empty(leaf: Any) -> Any:
@@ -217,28 +216,13 @@ def _make(
     source: list[int] = []
     sizes = {axis: torch.export.Dim(f"n_{axis}", min=0) for axis in SIZES}
     shapes = tuple({0: sizes[axis]} if axis else None for _, axis in examples)
-    partial = path.with_name(f".{path.stem}.partial.pt2")
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of the compiler, about itself
-            program = torch.export.export(
-                _Graph(function, arguments, source),
-                tuple(value for value, _ in examples),
-                dynamic_shapes=(shapes,),
-                strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
-            torch._inductor.aoti_compile_and_package(
-                program,
-                package_path=str(partial),
-                inductor_configs={
-                    "aot_inductor.metadata": {"dpa4sim": json.dumps({"source": source})},
-                    "aot_inductor.compile_wrapper_opt_level": "O0",  # it only calls the loops
-                    "cpp.threads": 1,  # with more, sums have no order
-                },
-            )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    package(
+        _Graph(function, arguments, source),
+        tuple(value for value, _ in examples),
+        (shapes,),
+        path,
+        lambda: {"dpa4sim": json.dumps({"source": source})},
+    )
 
 
 class _Graph(torch.nn.Module):

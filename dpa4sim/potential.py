@@ -17,7 +17,7 @@ from dpa4sim.complaint import complaints
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import Edges, neighbors
 from dpa4sim.errors import ConfigError, DataError, ModelError
-from dpa4sim.kernels.precision import PRECISION, matmul_precision
+from dpa4sim.kernels.precision import matmul_precision, product_precision
 from dpa4sim.kernels.triton_plan import Accuracy, EdgeGraph, available, check_accuracy
 from dpa4sim.model import DPA4
 from dpa4sim.model_file import network_dtype, read_network, write_safetensors
@@ -88,14 +88,16 @@ class Potential:
         device: where to compute.
         dtype: "float32" or "float64", the precision of the network.
         compile: run the network as one compiled graph; making it takes minutes, once for each
-            model, precision and kind of processor (`dpa4sim.compiled`); steps of FIRE and of
+            model, precision and kind of processor (`dpa4sim.compiled`); on a processor large
+            batches run by compiled loops (`dpa4sim.kernels.loops`); steps of FIRE and of
             dynamics are compiled around it (`dpa4sim.compiled_steps`).  On CUDA it is recorded
             besides, for each size of batch (`dpa4sim.graphs`), and so are the steps of relaxations
             and of dynamics around it (`dpa4sim.step_graphs`); with kernels="triton" these are
             recorded, and nothing is compiled.
         kernels: "torch", or "triton" for the Triton kernels, on CUDA in float32.
         accuracy: of products of float32 matrices: "exact" as such; "high", which Triton makes of
-            three TF32 products; "fast", of shorter numbers (docs/performance.md has the errors).
+            three TF32 products; "fast", of shorter numbers where the device has them: CUDA, and
+            processors with AMX (docs/performance.md has the errors).
 
     Raises:
         ConfigError: another dtype.
@@ -134,6 +136,7 @@ class Potential:
         self.kernels, self.accuracy = kernels, accuracy
         self._check_kernels(compile)
         self.model.use_triton(accuracy if kernels == "triton" else None)
+        self.model.use_compiled_loops(compile and self.device.type == "cpu")
         self.network: Network | None = None
         self.step_graphs: StepGraphs | None = None
         if compile:
@@ -200,7 +203,8 @@ class Potential:
             if self.config.has_spins:
                 moments = moments_of(batch).to(self.dtype, copy=True)
                 leaves.append(moments.requires_grad_(True))
-            with torch.enable_grad(), matmul_precision(PRECISION[self.accuracy]):
+            precision = product_precision(self.accuracy, self.device)
+            with torch.enable_grad(), matmul_precision(precision):
                 atomic, features = self.model(species, edges, *state, *leaves[1:])
                 gradient, *by_moment = torch.autograd.grad(atomic.sum(), leaves)
             values = features.detach().double() if descriptors else None

@@ -25,8 +25,10 @@ EXACT = 1e-11
 
 @pytest.fixture
 def stand_in(monkeypatch, tmp_path):
-    """A compiler that takes no time, and counts how often it is asked."""
+    """A compiler that takes no time, and counts how often it is asked; loops stay uncompiled."""
     monkeypatch.setenv("DPA4SIM_CACHE", str(tmp_path))
+    monkeypatch.setattr("dpa4sim.kernels.gather.open_loops", lambda shape: None)
+    monkeypatch.setattr("dpa4sim.kernels.edge_convolution.open_loops", lambda shape: None)
     made = []
 
     def export(potential, path):
@@ -84,6 +86,8 @@ def test_a_compiled_potential_asks_the_compiled_network(stand_in, tmp_path, monk
     eager = random_potential(SMALL)
     eager.save(tmp_path / "model.safetensors")
     fast = load(tmp_path / "model.safetensors", dtype="float64", compile=True)
+    assert all(block.convolution.compiled_loops for block in fast.model.blocks)
+    assert not any(block.convolution.compiled_loops for block in eager.model.blocks)
     calls = []
     network = fast.network
     fast.network = lambda *inputs: calls.append(1) or network(*inputs)

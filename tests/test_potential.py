@@ -319,6 +319,7 @@ def test_accuracy_holds_for_the_evaluation_and_no_longer(accuracy, before, monke
         return forward(*inputs)
 
     monkeypatch.setattr(potential.model, "forward", observed)
+    monkeypatch.setattr("dpa4sim.kernels.precision.has_short_products", lambda: True)
     torch.set_float32_matmul_precision(before)
     try:
         potential(crystal())

@@ -15,7 +15,8 @@ weights are constants.  For the CPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,15 +24,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import silu
 
-from dpa4sim.kernels.frame_products import (
-    FrameShape,
-    fold,
-    fold_to_kernel,
-    fold_to_rows,
-    gated_rows,
+from dpa4sim.kernels.activations import (
+    ActivationLoops,
+    ActivationShape,
+    Sums,
+    activate,
+    activate_backward,
+    add_common,
+    pair_columns,
 )
+from dpa4sim.kernels.frame_products import FrameShape
+from dpa4sim.kernels.gather import GatherShape, gather, gather_backward
 from dpa4sim.kernels.last_layer import (
     empty_sums,
     last_layer,
@@ -41,6 +45,8 @@ from dpa4sim.kernels.last_layer import (
     unweigh,
     weighted_rows,
 )
+from dpa4sim.kernels.loops import Run, open_loops
+from dpa4sim.kernels.precision import by_size, matmul_precision
 from dpa4sim.kernels.segments import chunks, counts
 from dpa4sim.kernels.workspace import give, take
 
@@ -91,17 +97,29 @@ class Plan(FrameShape):
         neighbor: atom j of each edge.
         offsets: row_ptr as Python integers.
         keep_bytes: what may be stored for the backward pass.
+        compiled: whether the loops between the matrix products are.
+        precision: of large matrix products; small ones are exact, which is faster.
     """
 
     layers: tuple[Layer, ...]
     neighbor: Int[Tensor, " edge"]
     offsets: Sequence[int]
     keep_bytes: int
+    compiled: bool = field(default=False, kw_only=True)
+    precision: str = field(default="highest", kw_only=True)
 
     @cached_property
     def counts(self) -> list[int]:
         """Edges of each atom."""
         return counts(self.offsets)
+
+    def of_layers(self, n_edges: int) -> AbstractContextManager[None]:
+        """Precision of the products of the layers before the last."""
+        return matmul_precision(by_size(self.precision, n_edges * self.layers[0].zonal.numel()))
+
+    def gather_loops(self, kernel: Tensor, rows: Tensor) -> tuple[Run, ...] | None:
+        """The compiled loops of the gather, where they are asked for."""
+        return GatherShape.open(kernel, rows, self) if self.compiled else None
 
     @property
     def last_matrices(self) -> tuple[Tensor, ...]:
@@ -122,11 +140,12 @@ def edge_convolution(
 
 class _EdgeConvolution(torch.autograd.Function):
     @staticmethod
+    @matmul_precision("highest")
     def forward(
         ctx: Any, node: Tensor, kernel: Tensor, rows: Tensor, alpha: Tensor, plan: Plan
     ) -> Tensor:
         out = node.new_zeros(node.shape[0], plan.n_lm, plan.width)
-        node = node.contiguous()
+        node, kernel, rows = node.contiguous(), kernel.contiguous(), rows.contiguous()
         kept, scratch, n_kept = _buffers(plan, kernel, any(ctx.needs_input_grad))
         for atoms, parts in _groups(plan.offsets):
             sums = empty_sums(atoms.stop - atoms.start, alpha.shape[1], plan, node)
@@ -146,6 +165,7 @@ class _EdgeConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @matmul_precision("highest")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
         if ctx.kept is None:
@@ -171,10 +191,11 @@ class _EdgeConvolution(torch.autograd.Function):
                 )
                 unweigh(d_weighted, rows[edges], alpha[edges], plan, d_rows[edges], d_alpha[edges])
                 dx = _stack_backward(dx, stored, plan)
-                _gather_backward(
-                    dx, node, kernel[edges], rows[edges], plan, edges, d_node, d_kernel[edges],
-                    d_rows[edges],
+                d_kernel[edges], of_rows = gather_backward(
+                    dx, node, kernel[edges], rows[edges], plan.neighbor[edges], d_node, plan,
+                    plan.gather_loops(kernel, rows),
                 )  # fmt: skip
+                d_rows[edges, : of_rows.shape[1], : plan.n_lm] += of_rows
         give(*kept.all, *scratch.all)
         return d_node, d_kernel, d_rows, d_alpha, None
 
@@ -258,81 +279,94 @@ def _stack(
     node: Tensor, kernel: Tensor, rows: Tensor, plan: Plan, edges: slice, stored: _Stored
 ) -> None:
     """Gather, rotate and pass the layers, into `stored`."""
-    folded, x = fold(kernel, rows, plan), stored.final
-    near = node.index_select(0, plan.neighbor[edges])
-    torch.bmm(folded, near, out=x.view(len(x), plan.n_rows, plan.width))
+    x = stored.final
+    gather(node, kernel, rows, plan.neighbor[edges], x, plan, plan.gather_loops(kernel, rows))
+    sums = _sums(x, plan)
+    for (minus, plus), total in zip(pair_columns(plan), sums, strict=bool(sums)):
+        torch.add(x[:, minus], x[:, plus], out=total)
     for layer, u, gate in zip(plan.layers[:-1], stored.pre, stored.gates, strict=True):
-        _linear(x, layer, u)
-        if layer.gate is not None:
-            torch.mm(u[:, : plan.width], layer.gate, out=gate).sigmoid_()
-        _add_activated(x, u, gate, layer, plan)
+        with plan.of_layers(len(x)):
+            _linear(x, layer, sums, u)
+            if layer.gate is not None:
+                torch.mm(u[:, : plan.width], layer.gate, out=gate)
+        activate(x, u, gate, layer.scalar_scale, sums, plan, _loops(layer, sums, plan, x))
 
 
 def _stack_backward(dx: Tensor, stored: _Stored, plan: Plan) -> Tensor:
     """Cotangent of what went into the layers."""
-    du = torch.empty_like(dx)
+    du, sums = torch.empty_like(dx), _sums(dx, plan)
+    d_logit = torch.empty_like(stored.gates[0]) if stored.gates else du
+    common: list[Tensor] = []
     for t in reversed(range(len(stored.pre))):
-        layer = plan.layers[t]
-        d_logit = _activation_backward(dx, stored.pre[t], stored.gates[t], layer, plan, du)
-        if layer.gate is not None:
-            du[:, : plan.width].addmm_(d_logit, layer.gate.T)
-        _linear_backward(du, layer, dx)
+        layer, u, gate = plan.layers[t], stored.pre[t], stored.gates[t]
+        loops = _loops(layer, sums, plan, dx)
+        if loops is not None and not common:
+            common = [torch.zeros_like(total) for total in sums]
+        activate_backward(
+            dx, u, gate, layer.scalar_scale, common, du, d_logit, sums, plan, loops
+        )  # fmt: skip
+        with plan.of_layers(len(dx)):
+            if layer.gate is not None:
+                du[:, : plan.width].addmm_(d_logit, layer.gate.T)
+            common = _linear_backward(du, layer, sums, dx)
+    add_common(dx, common, plan)
     return dx
 
 
-def _gather_backward(
-    dx: Tensor,
-    node: Tensor,
-    kernel: Tensor,
-    rows: Tensor,
-    plan: Plan,
-    edges: slice,
-    d_node: Tensor,
-    d_kernel: Tensor,
-    d_rows: Tensor,
-) -> None:
-    """Cotangents of the gather, of the kernel and of the rotation (added)."""
-    neighbor = plan.neighbor[edges]
-    rowed = dx.unflatten(1, (plan.n_rows, plan.width))
-    folded = fold(kernel, rows, plan)
-    d_node.index_add_(0, neighbor, torch.bmm(folded.transpose(1, 2), rowed))
-    d_folded = torch.bmm(rowed, node.index_select(0, neighbor).transpose(1, 2))
-    d_kernel.copy_(fold_to_kernel(d_folded, rows, plan))
-    d_rows[:, : 2 * plan.max_order + 1, : plan.n_lm] += fold_to_rows(d_folded, kernel, plan)
+def _sums(x: Tensor, plan: Plan) -> list[Tensor]:
+    """Room for the sums of Gauss' products; none where he does not help."""
+    if len(plan.layers) == 1 or not _by_gauss(plan.layers[0], len(x)):
+        return []
+    return [x.new_empty(len(x), size * plan.width) for size in plan.sizes[1:]]
 
 
-def _linear(x: Tensor, layer: Layer, out: Tensor) -> None:
+def _loops(layer: Layer, sums: Sums, plan: Plan, x: Tensor) -> ActivationLoops | None:
+    """The compiled loops between this layer and the next, where they are asked for."""
+    if not plan.compiled or layer.gate is None:
+        return None
+    scaled, summed = layer.scalar_scale is not None, bool(sums)
+    shape = ActivationShape(plan.width, plan.max_degree, plan.max_order, scaled, summed, x.dtype)
+    runs = open_loops(shape)
+    return None if runs is None else ActivationLoops(shape, *runs)
+
+
+def _linear(x: Tensor, layer: Layer, sums: Sums, out: Tensor) -> None:
     """Out = x W: a product for m = 0, and for each pair of -m and +m one, or three of half the size
 
     y_-m = (x_- + x_+) U - x_+ (U + V)        y_+m = (x_- + x_+) U + x_- (V - U)
     """
     size = layer.zonal.shape[0]
     torch.mm(x[:, :size], layer.zonal, out=out[:, :size])
-    if not _by_gauss(layer, len(x)):
+    if not sums:
         for pair, minus, plus in _pairs(layer):
             both = slice(minus.start, plus.stop)
             torch.mm(x[:, both], pair, out=out[:, both])
         return
-    for (u, difference, negated), (_, minus, plus) in zip(layer.thirds, _pairs(layer), strict=True):
-        common = torch.mm(x[:, minus] + x[:, plus], u, out=out[:, plus])
+    for total, (u, difference, negated), (_, minus, plus) in zip(
+        sums, layer.thirds, _pairs(layer), strict=True
+    ):
+        common = torch.mm(total, u, out=out[:, plus])
         out[:, minus].copy_(common).addmm_(x[:, plus], negated)
         common.addmm_(x[:, minus], difference)
 
 
-def _linear_backward(du: Tensor, layer: Layer, dx: Tensor) -> None:
-    """Dx += du W^T, by as many products."""
+def _linear_backward(du: Tensor, layer: Layer, sums: Sums, dx: Tensor) -> list[Tensor]:
+    """Dx += du W^T, by as many products, but for what is the same for -m and +m: returned."""
     size = layer.zonal.shape[0]
     dx[:, :size].addmm_(du[:, :size], layer.zonal.T)
-    if not _by_gauss(layer, len(du)):
+    if not sums:
         for pair, minus, plus in _pairs(layer):
             both = slice(minus.start, plus.stop)
             dx[:, both].addmm_(du[:, both], pair.T)
-        return
-    for (u, difference, negated), (_, minus, plus) in zip(layer.thirds, _pairs(layer), strict=True):
-        common = torch.mm(du[:, minus] + du[:, plus], u.T)
-        dx[:, minus.start : plus.stop].unflatten(1, (2, -1)).add_(common[:, None])
+        return []
+    common = []
+    for total, (u, difference, negated), (_, minus, plus) in zip(
+        sums, layer.thirds, _pairs(layer), strict=True
+    ):
+        common.append(torch.mm(total, u.T))
         dx[:, minus].addmm_(du[:, plus], difference.T)
         dx[:, plus].addmm_(du[:, minus], negated.T)
+    return common
 
 
 def _by_gauss(layer: Layer, n_edges: int) -> bool:
@@ -348,40 +382,3 @@ def _pairs(layer: Layer) -> list[tuple[Tensor, slice, slice]]:
         found.append((pair, slice(start, start + n), slice(start + n, start + 2 * n)))
         start += 2 * n
     return found
-
-
-def _add_activated(x: Tensor, u: Tensor, gate: Tensor, layer: Layer, plan: Plan) -> None:
-    """X += act(u)."""
-    width = plan.width
-    scalar = silu(u[:, :width])
-    if layer.scalar_scale is None:
-        x[:, :width] += scalar
-    else:
-        x[:, :width].addcmul_(scalar, layer.scalar_scale)
-    for group in plan.gated:
-        to, rows = (gated_rows(tensor, group, plan.max_degree, width) for tensor in (x, u))
-        to.addcmul_(rows, gate[:, None, group[2] :])
-
-
-def _activation_backward(
-    dx: Tensor, u: Tensor, gate: Tensor, layer: Layer, plan: Plan, du: Tensor
-) -> Tensor:
-    """Du of the direct paths, and the cotangent of the gates' logits."""
-    width = plan.width
-    d_gate = torch.empty_like(gate)
-    for index, group in enumerate(plan.gated):
-        column = group[2]
-        arriving, rows, to = (
-            gated_rows(tensor, group, plan.max_degree, width) for tensor in (dx, u, du)
-        )
-        torch.mul(arriving, gate[:, None, column:], out=to)
-        for copy in range(group[1]):
-            if index or copy:
-                d_gate[:, column:].addcmul_(arriving[:, copy], rows[:, copy])
-            else:  # the first group has every gate
-                torch.mul(arriving[:, 0], rows[:, 0], out=d_gate)
-    scalar = dx[:, :width]
-    if layer.scalar_scale is not None:
-        scalar = scalar * layer.scalar_scale
-    torch.ops.aten.silu_backward.grad_input(scalar, u[:, :width], grad_input=du[:, :width])
-    return torch.ops.aten.sigmoid_backward.grad_input(d_gate, gate, grad_input=d_gate)

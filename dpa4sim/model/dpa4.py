@@ -311,6 +311,11 @@ class DPA4(nn.Module):
             if isinstance(module, GridProduct):
                 module.triton = accuracy
 
+    def use_compiled_loops(self, wanted: bool) -> None:
+        """Let the hand-written kernels compile what lies between their matrix products."""
+        for block in self.blocks:
+            block.convolution.compiled_loops = wanted  # type: ignore[union-attr]
+
     def _graph(self, edges: Edges) -> EdgeGraph | None:
         """The neighbour list as the Triton kernels walk along it, where they are asked for."""
         if self.triton is None or torch.compiler.is_compiling():

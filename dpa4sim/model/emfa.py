@@ -91,6 +91,7 @@ class EMFA(nn.Module):
         elif not self.product.terms:
             self.no_kernel_because = "an edge product without a rank"
         self.passes: Passes | None = None
+        self.compiled_loops = False
         self._made: tuple[list[Any], dict[Any, Any]] = [], {}
         self.product_dtype: torch.dtype | None = None
         lm = torch.tensor(degree_of_lm(max_degree))
@@ -194,6 +195,8 @@ class EMFA(nn.Module):
             neighbor=edges.neighbor,
             offsets=edges.offsets or (),  # Triton's kernels do not read them
             keep_bytes=edges.keep_bytes,
+            compiled=self.compiled_loops,
+            precision=torch.get_float32_matmul_precision(),
         )
 
     def _frozen(self, name: Any, make: Callable[[], Any]) -> Any:
