@@ -82,10 +82,17 @@ class Grouped:
 
     Args:
         ends: the groups.
+        rows: the rotation of all convolutions, to be arranged once.
     """
 
     ends: BothEnds
+    rows: Float[Tensor, "edge order_top lm_top"]
     edges_last = True
+
+    @cached_property
+    def _arranged(self) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+        """Rotation rows by neighbour and by center, of each M and L."""
+        return {}
 
     @cached_property
     def at_neighbors(self) -> list[Part]:
@@ -101,18 +108,23 @@ class Grouped:
         """Node, kernel, rows and alpha in this order; empty slots of kernel and alpha are 0."""
         node, kernel, rows, alpha = inputs
         near, at = self.ends.by_neighbor, self.ends.by_center
-        used = _used(rows, s).flatten(1)
         of_kernel = kernel.index_select(0, near.edge) * near.filled[:, None]
-        of_rows = used.index_select(0, near.edge).T.contiguous()
-        return Arranged(
-            node,
-            of_kernel.T.contiguous(),
-            of_rows.unflatten(0, (-1, s.n_lm)),
-            Turn(
-                used.index_select(0, at.edge).unflatten(1, (-1, s.n_lm)),
-                alpha.index_select(0, at.edge) * at.filled[:, None],
-            ),
-        )
+        of_neighbor, of_center = self._rows(rows, s)
+        of_alpha = alpha.index_select(0, at.edge) * at.filled[:, None]
+        return Arranged(node, of_kernel.T.contiguous(), of_neighbor, Turn(of_center, of_alpha))
+
+    def _rows(self, rows: Tensor, s: FrameShape) -> tuple[Tensor, Tensor]:
+        """By neighbour with the edges last, and by center."""
+        own, key = rows.data_ptr() == self.rows.data_ptr(), (s.max_order, s.n_lm)
+        if own and key in self._arranged:
+            return self._arranged[key]
+        used = _used(rows.detach(), s).flatten(1)
+        of_neighbor = used.index_select(0, self.ends.by_neighbor.edge).T.contiguous()
+        of_center = used.index_select(0, self.ends.by_center.edge)
+        found = of_neighbor.unflatten(0, (-1, s.n_lm)), of_center.unflatten(1, (-1, s.n_lm))
+        if own:
+            self._arranged[key] = found
+        return found
 
     def restore(self, found: Arranged, inputs: Sequence[Tensor], s: FrameShape) -> list[Tensor]:
         """Cotangents of node, kernel, rows and alpha as listed; edges without a slot have none."""

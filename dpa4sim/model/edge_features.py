@@ -63,7 +63,7 @@ class EdgeFeatures:
             return Listed(self.center, self.neighbor)
         n = self.offsets[-1]  # behind it is padding
         ends = BothEnds.build(self.center[:n], self.neighbor[:n], len(self.offsets) - 1)
-        return Grouped(ends)
+        return Grouped(ends, self.rows.detach())
 
     def project(
         self, weight: Float[Tensor, "degree channel column"]
