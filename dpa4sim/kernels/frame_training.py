@@ -2,10 +2,10 @@
 
 Two ways to the same numbers, each passed four times (edge_training.py):
 
-| where | edges | the products with h |
+| where | edges | one product for each |
 |---|---|---|
-| `AtNeighbors` | grouped by neighbour (edge_groups.py), edges last in kernels and rotations | one for each atom |
-| `InOrder` | as listed | one for each edge |
+| `AtNeighbors` | grouped by neighbour (edge_groups.py), last in kernel and rotation | atom |
+| `InOrder` | as listed | edge |
 
 With edges last, `fold` and its cotangents are long loops over contiguous numbers.  Pass 3 wants the
 cotangents through those of pass 2,
@@ -14,7 +14,7 @@ cotangents through those of pass 2,
 
 where h', k' and D' are those of dh, dk and dD and A' = k' D + k D':
 
-    cotangents: A' h + A h' of dx,  A'^T dx of h,  and of k and D as above through dx h^T and dx h'^T
+    cotangents: A' h + A h' of dx,  A'^T dx of h,  those of k and D as above, dx h^T and dx h'^T
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class AtCenters:
             target.copy_(torch.bmm(p, g))
 
     def _contract(self, z: Features) -> Float[Tensor, "edge order_head_lm"]:
-        """z . G."""
+        """Z . G."""
         found = torch.empty_like(self.weighted)
         for (target, x), g in zip(self._by_order(found, z), self.d_sums, strict=True):
             target.copy_(torch.bmm(g, x.transpose(1, 2)).transpose(1, 2))

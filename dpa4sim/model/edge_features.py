@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dpa4sim.kernels.edge_groups import BothEnds
+from dpa4sim.kernels.edge_groups import BothEnds, EdgeGroups
 from dpa4sim.kernels.edge_order import Grouped, Listed
 from dpa4sim.kernels.triton_plan import Accuracy, EdgeGraph
 from dpa4sim.model.frames import degree_of_lm, degree_of_row, order_of_row
@@ -64,6 +64,13 @@ class EdgeFeatures:
         n = self.offsets[-1]  # behind it is padding
         ends = BothEnds.build(self.center[:n], self.neighbor[:n], len(self.offsets) - 1)
         return Grouped(ends, self.rows.detach())
+
+    @property
+    def centers(self) -> tuple[int, ...] | EdgeGroups | None:
+        """How sums over a center's edges find them: in groups in training, else by offsets."""
+        if self.learning and isinstance(self.order, Grouped):
+            return self.order.ends.by_center
+        return self.offsets
 
     def project(
         self, weight: Float[Tensor, "degree channel column"]

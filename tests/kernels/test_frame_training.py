@@ -1,8 +1,6 @@
-"""The way to the edge frame with edges grouped by neighbour, against that in the order of the list."""
+"""The way to the edge frame with edges grouped by neighbour, against that of the list."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 import torch
