@@ -1,9 +1,10 @@
 """The edge pipeline of one block and focus for training: energy, forces and their derivatives.
 
-    x_e = A_e h_j,   f_e = stack(x_e),   m_i = sum over the edges of i (message_training.py)
+    x_e = A_e h_j (frame_training.py),   f_e = stack(x_e) (so2_training.py),
+    m_i = sum over the edges of i (message_training.py)
 
-A = fold(kernel, rotation).  Forces are first derivatives and the loss derives them once more, so a
-step passes the pipeline four times:
+Forces are first derivatives and the loss derives them once more, so a step passes the pipeline
+four times:
 
 | pass | who | gives |
 |---|---|---|
@@ -13,7 +14,8 @@ step passes the pipeline four times:
 | 4 | `_Convolution.backward` | cotangents through pass 1, of the weights too |
 
 f and u_t are outputs of pass 1 so that pass 4 takes the cotangents of both routes together: each
-matrix meets six products in a step.  The edges pass in slabs of whole centers that fit the cache.
+matrix meets six products in a step.  Where edges are grouped (edge_groups.py, edge_order.py), the
+stack has them by neighbour, a group that fits the cache at a time, and the messages by center.
 """
 
 from __future__ import annotations
@@ -21,22 +23,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dpa4sim.kernels import so2_training
 from dpa4sim.kernels.edge_convolution import Layer
-from dpa4sim.kernels.frame_products import Folded, FrameShape, fold, fold_to_kernel, fold_to_rows
+from dpa4sim.kernels.edge_order import Arranged, Grouped, Listed, Part
+from dpa4sim.kernels.frame_products import FrameShape
+from dpa4sim.kernels.frame_training import Beginning
 from dpa4sim.kernels.message_training import AtCenters, OnEdges, Turn
-from dpa4sim.kernels.segments import chunks, counts
 from dpa4sim.kernels.so2_training import StackShape, flatten, unflatten
-
-SLAB_EDGES = 4096
-"""Edges in flight."""
 
 _force_passes = 0  # of the process: CUDA's backward runs in a thread of its own
 
@@ -63,25 +63,6 @@ class Passes:
 
 
 @dataclass(frozen=True)
-class Slab:
-    """Consecutive edges: those of whole centers where offsets are known.
-
-    Args:
-        edges: which of all edges.
-        center: atom i of each.
-        neighbor: atom j of each.
-        atoms: the centers; None where offsets are not known.
-        counts: edges of each of them.
-    """
-
-    edges: slice
-    center: Int[Tensor, " edge"]
-    neighbor: Int[Tensor, " edge"]
-    atoms: slice | None = None
-    counts: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
 class TrainingPlan:
     """Everything of the pipeline that is no differentiable tensor.
 
@@ -91,7 +72,7 @@ class TrainingPlan:
         n_layers: S, the last included.
         scaled: whether layers carry a scalar scale.
         passes: the passes of the stack.
-        slabs: the edges in order.
+        order: in which order the edges pass.
     """
 
     frame: FrameShape
@@ -99,58 +80,62 @@ class TrainingPlan:
     n_layers: int
     scaled: bool
     passes: Passes
-    slabs: Sequence[Slab]
+    order: Grouped | Listed
 
     @property
-    def n_saved(self) -> int:
-        """Tensors of the slabs that pass 1 saves: f, and u_t and gates of all layers but one."""
-        return len(self.slabs) * (2 * self.n_layers - 1)
+    def n_activated(self) -> int:
+        """Layers with an activation."""
+        return self.n_layers - 1
 
-    def of_slab(self, tensors: Sequence[Any], index: int) -> Sequence[Any]:
-        """The S tensors of one slab."""
-        return tensors[index * self.n_layers : (index + 1) * self.n_layers]
+    def of_part(self, tensors: Sequence[Any], part: int, n: int) -> Sequence[Any]:
+        """The n tensors of one part by neighbour."""
+        return tensors[part * n : (part + 1) * n]
 
-    def sort(self, saved: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Any]:
-        """Inputs, weights, and (slab, (f, u_t), gates) of each slab from what pass 1 saved."""
-        first, S = len(saved) - self.n_saved, self.n_layers
-        states = saved[first:]
-        gates = states[len(self.slabs) * S :]
-        slabs = [
-            (slab, self.of_slab(states, i), gates[i * (S - 1) : (i + 1) * (S - 1)])
-            for i, slab in enumerate(self.slabs)
-        ]
-        return saved[:4], saved[4:first], slabs
+    def sort(self, saved: Sequence[Tensor]) -> Saved:
+        """What pass 1 saved."""
+        n_pre = self.n_activated * len(self.order.at_neighbors)
+        n_f = len(self.order.at_centers)
+        first, rest = len(saved) - 2 * n_pre - n_f, len(saved) - n_pre
+        f, pre = saved[first : first + n_f], saved[first + n_f : rest]
+        return Saved(saved[:4], saved[4:first], f, pre, saved[rest:])
 
     def layers(self, weights: Sequence[Tensor]) -> list[Layer]:
         """Those of the stack."""
-        n_layers = self.n_layers if self.stack.ends_linear else self.n_layers - 1
+        n_layers = self.n_layers if self.stack.ends_linear else self.n_activated
         return unflatten(weights, self.stack, n_layers, self.scaled)
 
-    def end(
-        self, slab: Slab, inputs: Sequence[Tensor], weights: Sequence[Tensor], on_atoms: Tensor
-    ) -> AtCenters | OnEdges:
-        """What follows the stack."""
-        turn = Turn.of(inputs, slab.edges)
-        if slab.atoms is None:
-            return OnEdges(self.frame, turn, on_atoms, slab.center)
+    def starts(self, given: Arranged) -> Iterator[tuple[int, Part, Beginning]]:
+        """What comes before the stack, part by part."""
+        for index, part in enumerate(self.order.at_neighbors):
+            yield index, part, self.order.begin(part, given, self.frame)
+
+    def ends(
+        self, turn: Turn, on_atoms: Tensor, weights: Sequence[Tensor]
+    ) -> list[tuple[Part, AtCenters | OnEdges]]:
+        """What follows the stack, part by part."""
         last = weights[-1 - self.stack.max_order :]
-        return AtCenters(self.frame, turn, on_atoms, slab.atoms, slab.counts, last)
+        return [
+            (part, self.order.end(part, turn, on_atoms, last, self.frame))
+            for part in self.order.at_centers
+        ]
 
 
-def slabs_of(
-    center: Int[Tensor, " edge"],
-    neighbor: Int[Tensor, " edge"],
-    offsets: Sequence[int] | None,
-    size: int = SLAB_EDGES,
-) -> list[Slab]:
-    """Cut the edges into slabs of whole centers; one slab of all where offsets are not known."""
-    if offsets is None:
-        return [Slab(slice(0, len(center)), center, neighbor)]
-    of_atoms, found = counts(offsets), []
-    for first, last in chunks(offsets, size):
-        edges, atoms = slice(offsets[first], offsets[last]), slice(first, last)
-        found.append(Slab(edges, center[edges], neighbor[edges], atoms, of_atoms[atoms]))
-    return found
+class Saved(NamedTuple):
+    """What the passes share.
+
+    Args:
+        inputs: node, kernel, rows, alpha.
+        weights: of the stack and of the last layer.
+        f: of each part by center.
+        pre: u_t of each part by neighbour.
+        gates: the same of the gates.
+    """
+
+    inputs: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    f: Sequence[Tensor]
+    pre: Sequence[Tensor]
+    gates: Sequence[Tensor]
 
 
 def convolve(
@@ -166,44 +151,45 @@ def convolve(
 
 
 class _Convolution(torch.autograd.Function):
-    """Passes 1 and 4.  Outputs: m, then f and u_t of each slab; no pass copies them together."""
+    """Passes 1 and 4.  Outputs: m, then f and the u_t of each part; no pass joins the u_t."""
 
     @staticmethod
     def forward(ctx: Any, plan: TrainingPlan, node: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        (kernel, rows, alpha), weights = tensors[:3], tensors[3:]
+        inputs, weights = (node, *tensors[:3]), tensors[3:]
         constants = [w.detach() for w in weights]
         s, layers = plan.frame, plan.layers(constants)
+        given = plan.order.arrange(inputs, s)
         out = node.new_zeros(len(node), s.n_lm, s.width)
-        states: list[Tensor] = []
-        gates: list[Tensor] = []
-        for slab in plan.slabs:
-            e = slab.edges
-            x = torch.bmm(fold(kernel[e], rows[e], s), node.index_select(0, slab.neighbor))
-            f, pre, gates_here = plan.passes.forward(x.flatten(1), layers, plan.stack)
-            states += [f, *pre]
+        of_parts, pre, gates = [], [], []
+        for _, _, begin in plan.starts(given):
+            f, pre_here, gates_here = plan.passes.forward(begin.features(), layers, plan.stack)
+            of_parts.append(f)
+            pre += pre_here
             gates += gates_here
-            plan.end(slab, (node, *tensors[:3]), constants, out).collect(f)
+        f = plan.order.by_center(of_parts)
+        del of_parts
+        for (_, end), z in zip(plan.ends(given.turn, out, constants), f, strict=True):
+            end.collect(z)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(node, kernel, rows, alpha, *weights, *states, *gates)
-        return out, *states
+        ctx.save_for_backward(*inputs, *weights, *f, *pre, *gates)
+        return out, *f, *pre
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor | None, *d_states: Tensor | None) -> tuple[Any, ...]:
         plan, saved = ctx.plan, ctx.saved_tensors
         if d_out is None:
             d_out = saved[0].new_zeros(len(saved[0]), plan.frame.n_lm, plan.frame.width)
-        n_weights = len(saved) - 4 - plan.n_saved
         if _force_passes:
             keep = torch.is_grad_enabled()
             found = _ConvolutionBackward.apply(plan, keep, d_out, *saved)
-            return None, *found, *[None] * n_weights
+            return None, *found, *[None] * len(plan.sort(saved).weights)
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "A network prepared for training was differentiated with create_graph=True. Its "
                 "weight gradients are not differentiable again. Take forces inside force_pass()."
             )
-        return (None, *_final_backward(plan, d_out, d_states, saved))
+        return (None, *_final_backward(plan, d_out.contiguous(), d_states, saved))
 
 
 def _final_backward(
@@ -213,50 +199,33 @@ def _final_backward(
     saved: Sequence[Tensor],
 ) -> list[Tensor]:
     """Pass 4: cotangents of node, kernel, rows, alpha and the weights."""
-    inputs, weights, states = plan.sort(saved)
-    node, kernel, rows, _ = inputs
-    s, d_out, layers = plan.frame, d_out.contiguous(), plan.layers(weights)
-    found = [torch.zeros_like(t) for t in (*inputs, *weights)]
-    for index, (slab, (f, *pre), gates) in enumerate(states):
-        e = slab.edges
-        d_f_given, *d_pre = plan.of_slab(d_states, index)
-        end = plan.end(slab, inputs, weights, d_out)
-        d_f = end.backward(f, Turn.of(found, e))
-        if d_f_given is not None:
-            d_f += d_f_given
-        near, folded = node.index_select(0, slab.neighbor), fold(kernel[e], rows[e], s)
-        x = torch.bmm(folded, near).flatten(1)
-        d_x, of_weights = plan.passes.final_backward(d_f, d_pre, x, pre, gates, layers, plan.stack)
-        of_weights += end.weight_gradient(f)
-        for total, part in zip(found[4:], of_weights, strict=True):
-            total += part
-        _frame_backward(slab, d_x, near, folded, inputs, s, found)
-    return found
-
-
-def _frame_backward(
-    slab: Slab,
-    d_x: Float[Tensor, "edge row_channel"],
-    near: Float[Tensor, "edge term_lm channel"],
-    folded: Folded,
-    inputs: Sequence[Tensor],
-    s: FrameShape,
-    found: Sequence[Tensor],
-) -> None:
-    """Cotangents of node and rotation (added) and kernel through x = A h.
-
-    Args:
-        near: h_j.
-        folded: A.
-    """
-    e, M = slab.edges, 2 * s.max_order + 1
-    kernel, rows = inputs[1][e], inputs[2][e]
-    d_node, d_kernel, d_rows, *_ = found
-    d_x = d_x.unflatten(1, (-1, s.width))
-    d_node.index_add_(0, slab.neighbor, torch.bmm(folded.transpose(1, 2), d_x))
-    d_folded = torch.bmm(d_x, near.transpose(1, 2))
-    d_kernel[e] = fold_to_kernel(d_folded, rows, s)
-    d_rows[e, :M, : s.n_lm] += fold_to_rows(d_folded, kernel, s)
+    inputs, weights, f, pre, gates = plan.sort(saved)
+    layers, n = plan.layers(weights), plan.n_activated
+    given = plan.order.arrange(inputs, plan.frame)
+    found, d_weights = given.empty(), [torch.zeros_like(w) for w in weights]
+    d_f, d_f_given, d_pre = _like_all(f), d_states[: len(f)], d_states[len(f) :]
+    ends = plan.ends(given.turn, d_out, weights)
+    for (part, end), z, more in zip(ends, f, d_f_given, strict=True):
+        here = d_f[part.edges]
+        end.backward(z, found.turn.of(part.edges), here)
+        _add_last(d_weights, end.weight_gradient(z))
+        if more is not None:
+            here += more
+    for index, part, begin in plan.starts(given):
+        of_part = (plan.of_part(tensors, index, n) for tensors in (d_pre, pre, gates))
+        d_pre_here, pre_here, gates_here = of_part
+        d_x, of_weights = plan.passes.final_backward(
+            plan.order.by_neighbor(d_f, part),
+            d_pre_here,
+            begin.features(),
+            pre_here,
+            gates_here,
+            layers,
+            plan.stack,
+        )
+        _add(d_weights, of_weights)
+        found.put(part, begin.backward(d_x), plan.order.edges_last)
+    return [*plan.order.restore(found, inputs, plan.frame), *d_weights]
 
 
 class _ConvolutionBackward(torch.autograd.Function):
@@ -266,71 +235,68 @@ class _ConvolutionBackward(torch.autograd.Function):
     def forward(
         ctx: Any, plan: TrainingPlan, keep: bool, d_out: Tensor, *saved: Tensor
     ) -> tuple[Tensor, ...]:
-        inputs, weights, states = plan.sort([t.detach() for t in saved])
-        node, kernel, rows, _ = inputs
-        s, layers, d_out = plan.frame, plan.layers(weights), d_out.contiguous()
+        inputs, weights, f, pre, gates = plan.sort([t.detach() for t in saved])
+        layers, n, d_out = plan.layers(weights), plan.n_activated, d_out.contiguous()
+        given = plan.order.arrange(inputs, plan.frame)
+        found, d_f = given.empty(), _like_all(f)
+        for (part, end), z in zip(plan.ends(given.turn, d_out, weights), f, strict=True):
+            end.backward(z, found.turn.of(part.edges), d_f[part.edges])
         kept: list[Tensor] = []
-        found = [torch.zeros_like(t) for t in inputs]
-        for slab, (f, *pre), gates in states:
-            e, end = slab.edges, plan.end(slab, inputs, weights, d_out)
-            d_f = end.backward(f, Turn.of(found, e))
-            d_x = plan.passes.backward(d_f, pre, gates, layers, plan.stack)
+        for index, part, begin in plan.starts(given):
+            pre_here, gates_here = (plan.of_part(tensors, index, n) for tensors in (pre, gates))
+            d_f_here = plan.order.by_neighbor(d_f, part)
+            d_x = plan.passes.backward(d_f_here, pre_here, gates_here, layers, plan.stack)
             if keep:
                 kept += d_x
-            near, folded = node.index_select(0, slab.neighbor), fold(kernel[e], rows[e], s)
-            _frame_backward(slab, d_x[0], near, folded, inputs, s, found)
+            found.put(part, begin.backward(d_x[0]), plan.order.edges_last)
         ctx.plan, ctx.n_kept = plan, len(kept)
         ctx.save_for_backward(*kept, d_out, *saved)
-        return tuple(found)
+        return tuple(plan.order.restore(found, inputs, plan.frame))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *dots: Tensor) -> tuple[Tensor | None, ...]:
         plan, tensors = ctx.plan, ctx.saved_tensors
         kept, (d_out, *saved) = tensors[: ctx.n_kept], tensors[ctx.n_kept :]
-        inputs, weights, states = plan.sort(saved)
+        inputs, weights, f, pre, gates = plan.sort(saved)
         layers, of_d_out = plan.layers(weights), torch.zeros_like(d_out)
-        found = [torch.zeros_like(t) for t in inputs]
-        d_weights = [torch.zeros_like(w) for w in weights]
-        d_states: list[Tensor] = []
-        for index, (slab, (f, *pre), gates) in enumerate(states):
-            e, d_x = slab.edges, plan.of_slab(kept, index)
-            tangent = _to_frame_second(slab, d_x[0], inputs, dots, plan.frame, found)
-            end = plan.end(slab, inputs, weights, d_out)
-            f_dot, d_pre, of_weights = plan.passes.second_backward(
-                tangent, end.d_stack, d_x, pre, gates, layers, plan.stack
+        given, moving = (plan.order.arrange(t, plan.frame) for t in (inputs, dots))
+        found, d_weights = given.empty(), [torch.zeros_like(w) for w in weights]
+        ends = plan.ends(given.turn, d_out, weights)
+        d_pre: list[Tensor] = []
+        f_dots: list[Tensor] = []
+        for index, part, begin in plan.starts(given):
+            d_x = plan.of_part(kept, index, plan.n_layers)
+            of_part = (plan.of_part(t, index, plan.n_activated) for t in (pre, gates))
+            dot = plan.order.begin(part, moving, plan.frame)
+            tangent, to_frame = begin.second(d_x[0], dot)
+            found.put(part, to_frame, plan.order.edges_last)
+            f_dot, of_pre, of_weights = plan.passes.second_backward(
+                tangent, ends[0][1].d_stack, d_x, *of_part, layers, plan.stack
             )
-            d_f, of_last = end.second(f, f_dot, Turn.of(dots, e), of_d_out, Turn.of(found, e))
-            for total, part in zip(d_weights, of_weights + of_last, strict=True):
-                total += part
-            d_states += [d_f, *d_pre]
-        n_gates = len(plan.slabs) * (plan.n_layers - 1)
-        return None, None, of_d_out, *found, *d_weights, *d_states, *[None] * n_gates
+            _add(d_weights, of_weights)
+            d_pre += of_pre
+            f_dots.append(f_dot)
+        d_f = [torch.empty_like(z) for z in f]
+        f_dots = plan.order.by_center(f_dots)
+        for (part, end), z, z_dot, d_z in zip(ends, f, f_dots, d_f, strict=True):
+            turns = moving.turn.of(part.edges), of_d_out, found.turn.of(part.edges)
+            _add_last(d_weights, end.second(z, z_dot, *turns, d_z))
+        of_inputs = plan.order.restore(found, inputs, plan.frame)
+        return None, None, of_d_out, *of_inputs, *d_weights, *d_f, *d_pre, *[None] * len(gates)
 
 
-def _to_frame_second(
-    slab: Slab,
-    d_x: Tensor,
-    inputs: Sequence[Tensor],
-    dots: Sequence[Tensor],
-    s: FrameShape,
-    found: Sequence[Tensor],
-) -> Float[Tensor, "edge row_channel"]:
-    """Tangent of x = A h; cotangents of h, kernel and rotation through pass 2 (added)."""
-    e, M = slab.edges, 2 * s.max_order + 1
-    node, kernel, rows, _ = inputs
-    node_dot, kernel_dot, rows_dot, _ = dots
-    d_node, d_kernel, d_rows, _ = found
-    near = node.index_select(0, slab.neighbor)
-    near_dot = node_dot.index_select(0, slab.neighbor)
-    folded = fold(kernel[e], rows[e], s)
-    folded_dot = fold(kernel_dot[e], rows[e], s) + fold(kernel[e], rows_dot[e], s)
-    first = d_x.unflatten(1, (-1, s.width))
-    d_node.index_add_(0, slab.neighbor, torch.bmm(folded_dot.transpose(1, 2), first))
-    of_folded = torch.bmm(first, near_dot.transpose(1, 2))
-    of_folded_dot = torch.bmm(first, near.transpose(1, 2))
-    d_kernel[e] = fold_to_kernel(of_folded, rows[e], s)
-    d_kernel[e] += fold_to_kernel(of_folded_dot, rows_dot[e], s)
-    d_rows[e, :M, : s.n_lm] += fold_to_rows(of_folded, kernel[e], s)
-    d_rows[e, :M, : s.n_lm] += fold_to_rows(of_folded_dot, kernel_dot[e], s)
-    return torch.baddbmm(torch.bmm(folded, near_dot), folded_dot, near).flatten(1)
+def _like_all(parts: Sequence[Tensor]) -> Tensor:
+    """Room for the rows of all parts together."""
+    return parts[0].new_empty(sum(len(part) for part in parts), parts[0].shape[1])
+
+
+def _add(totals: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
+    """To the weights of the stack, which come first."""
+    for total, part in zip(totals, parts, strict=False):
+        total += part
+
+
+def _add_last(totals: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
+    """To the matrices of the last layer, where they are not the stack's."""
+    _add(totals[len(totals) - len(parts) :], parts)

@@ -5,9 +5,10 @@ Two ways to the same numbers, each passed four times (edge_training.py):
 | where | the last SO(2) layer acts | its input f from the stack |
 |---|---|---|
 | `AtCenters` | on atoms, after the sum over their edges (last_layer.py) | z_e, before that layer |
-| `OnEdges` | on edges, inside the stack; sums by index, no offsets known | y_e, behind it |
+| `OnEdges` | on edges, inside the stack; sums by index, edges not grouped | y_e, behind it |
 
-A center's edges lie side by side, so with P_e = alpha_e D_e, `AtCenters` computes
+A center's edges lie side by side, and all centers of a group have the same number of slots, whose
+alpha is 0 where they are empty (edge_groups.py).  With P_e = alpha_e D_e, `AtCenters` computes
 
     T_i = sum_e P_e (x) z_e,    m_i = T_i . W,    G_i = dE/dT_i = dE/dm_i . W^T
     dz_e = P_e . G_i,           dP_e = z_e . G_i
@@ -20,7 +21,7 @@ and through these two, with z' and P' the cotangents of dz and dP,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -38,12 +39,9 @@ from dpa4sim.kernels.frame_products import (
 )
 from dpa4sim.kernels.last_layer import (
     Sums,
-    empty_sums,
     last_layer,
     last_layer_backward,
     last_layer_weights,
-    sum_centers,
-    sum_centers_backward,
     unweigh,
     weighted_rows,
 )
@@ -53,19 +51,14 @@ Messages = Float[Tensor, "atom lm channel"]
 
 
 class Turn(NamedTuple):
-    """Rotation rows and weights of a slab, or their cotangents."""
+    """Rotation rows and weights of some edges, or their cotangents."""
 
     rows: Float[Tensor, "edge order lm_top"]
     alpha: Float[Tensor, "edge head"]
 
-    @classmethod
-    def of(cls, inputs: Sequence[Tensor], edges: slice) -> Turn:
-        """Views of some edges.
-
-        Args:
-            inputs: node, kernel, rows, alpha, or their cotangents.
-        """
-        return cls(inputs[2][edges], inputs[3][edges])
+    def of(self, edges: slice) -> Turn:
+        """Views of some of the edges."""
+        return Turn(self.rows[edges], self.alpha[edges])
 
     def empty(self) -> Turn:
         """Room for the cotangents."""
@@ -79,21 +72,19 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class AtCenters:
-    """The last layer after the sum over the edges of consecutive atoms.
+    """The last layer after the sum over the edges of a group of atoms.
 
     Args:
         turn: rotation and alpha.
         on_atoms: m, still to be written, in pass 1; dE/dm in the others.
-        atoms: the centers of the slab.
-        counts: edges of each.
+        atoms: the centers of the group.
         matrices: of the last layer.
     """
 
     s: FrameShape
     turn: Turn
     on_atoms: Messages
-    atoms: slice
-    counts: Sequence[int]
+    atoms: Int[Tensor, " center"]
     matrices: Sequence[Tensor]
 
     @cached_property
@@ -107,54 +98,94 @@ class AtCenters:
         return self.on_atoms[self.atoms] * self.s.lift[:, None]
 
     @cached_property
-    def d_sums(self) -> list[Sums]:
-        """G."""
+    def d_sums(self) -> list[Float[Tensor, "center head_lm _"]]:
+        """G of each order."""
         heads = self.turn.alpha.shape[1]
-        return last_layer_backward(self.d_messages, self.matrices, heads, self.s)
+        found = last_layer_backward(self.d_messages, self.matrices, heads, self.s)
+        return [of_order.flatten(0, 2).transpose(0, 1) for of_order in found]
 
     d_stack = None
     """No weight of the stack waits for dE/dz alone."""
 
     def collect(self, z: Features) -> None:
         """Messages of the atoms, written."""
-        self._apply(self._sums(z), self.on_atoms)
+        self._apply(self._shaped(self._sums(z, self.weighted)), self.on_atoms)
 
-    def backward(self, z: Features, found: Turn) -> Features:
-        """Cotangent of z; those of rotation and alpha are written."""
-        dz, d_weighted = sum_centers_backward(z, self.weighted, self.counts, self.d_sums, self.s)
-        unweigh(d_weighted, *self.turn, self.s, *found)
-        return dz
+    def backward(self, z: Features, found: Turn, dz: Features) -> None:
+        """Cotangents of z, rotation and alpha, written."""
+        self._spread(self.weighted, dz)
+        unweigh(self._contract(z), *self.turn, self.s, *found)
 
     def weight_gradient(self, z: Features) -> list[Tensor]:
         """Of the last layer, through the messages."""
-        return last_layer_weights(self._sums(z), self.d_messages, self.s)
+        sums = self._shaped(self._sums(z, self.weighted))
+        return last_layer_weights(sums, self.d_messages, self.s)
 
     def second(
-        self, z: Features, z_dot: Features, dots: Turn, of_on_atoms: Messages, found: Turn
-    ) -> tuple[Features, list[Tensor]]:
-        """Cotangents of z and of the last layer through `backward`; the others are added.
+        self,
+        z: Features,
+        z_dot: Features,
+        dots: Turn,
+        of_on_atoms: Messages,
+        found: Turn,
+        of_z: Features,
+    ) -> list[Tensor]:
+        """Cotangents of the last layer through `backward`; those of z are written, others added.
 
         Args:
-            z_dot: cotangent of what `backward` returned.
-            dots: cotangents of what it wrote.
+            z_dot: cotangent of what `backward` wrote for z.
+            dots: cotangents of the rest.
         """
-        s, turn, counts = self.s, self.turn, self.counts
+        s, turn = self.s, self.turn
         moved = weighted_rows(dots.rows, turn.alpha, s) + weighted_rows(turn.rows, dots.alpha, s)
-        sums = self._sums(z_dot)
-        sum_centers(z, moved, counts, sums, s, add=True)
+        of_both = zip(self._sums(z_dot, self.weighted), self._sums(z, moved), strict=True)
+        sums = self._shaped([first.add_(second) for first, second in of_both])
         self._apply(sums, of_on_atoms)
-        of_z, of_weighted = sum_centers_backward(z_dot, moved, counts, self.d_sums, s)
-        _, d_weighted = sum_centers_backward(z, self.weighted, counts, self.d_sums, s)
-        for cotangent, others in ((of_weighted, turn), (d_weighted, dots)):
+        self._spread(moved, of_z)
+        for cotangent, others in ((self._contract(z_dot), turn), (self._contract(z), dots)):
             part = turn.empty()
             unweigh(cotangent, *others, s, *part)
             found.add(part)
-        return of_z, last_layer_weights(sums, self.d_messages, s)
+        return last_layer_weights(sums, self.d_messages, s)
 
-    def _sums(self, z: Features) -> list[Sums]:
-        sums = empty_sums(len(self.counts), self.turn.alpha.shape[1], self.s, z)
-        sum_centers(z, self.weighted, self.counts, sums, self.s)
-        return sums
+    def _sums(self, z: Features, weighted: Tensor) -> list[Float[Tensor, "center head_lm _"]]:
+        """T of each order."""
+        return [torch.bmm(p.transpose(1, 2), x) for p, x in self._by_order(weighted, z)]
+
+    def _spread(self, weighted: Tensor, dz: Features) -> None:
+        """P . G, written."""
+        for (p, target), g in zip(self._by_order(weighted, dz), self.d_sums, strict=True):
+            target.copy_(torch.bmm(p, g))
+
+    def _contract(self, z: Features) -> Float[Tensor, "edge order_head_lm"]:
+        """Z . G."""
+        found = torch.empty_like(self.weighted)
+        for (target, x), g in zip(self._by_order(found, z), self.d_sums, strict=True):
+            target.copy_(torch.bmm(g, x.transpose(1, 2)).transpose(1, 2))
+        return found
+
+    def _by_order(
+        self, weighted: Tensor, z: Features
+    ) -> Iterator[tuple[Float[Tensor, "center slot head_lm"], Float[Tensor, "center slot _"]]]:
+        """Columns of each order, center by center."""
+        s, heads = self.s, self.turn.alpha.shape[1]
+        copies = [2 if order else 1 for order in range(s.max_order + 1)]
+        of_weighted = [n * heads * s.n_lm for n in copies]
+        of_z = [n * size * s.width for n, size in zip(copies, s.sizes, strict=True)]
+        parts = zip(weighted.split(of_weighted, 1), z.split(of_z, 1), strict=True)
+        for left, right in parts:
+            yield (
+                left.unflatten(0, (len(self.atoms), -1)),
+                right.unflatten(0, (len(self.atoms), -1)),
+            )
+
+    def _shaped(self, sums: Sequence[Float[Tensor, "center head_lm _"]]) -> list[Sums]:
+        """As the last layer takes them."""
+        copies, heads = [2 if order else 1 for order in range(len(sums))], self.turn.alpha.shape[1]
+        return [
+            of_order.transpose(0, 1).contiguous().unflatten(0, (n, heads, self.s.n_lm))
+            for of_order, n in zip(sums, copies, strict=True)
+        ]
 
     def _apply(self, sums: list[Sums], out: Messages) -> None:
         out[self.atoms] = last_layer(sums, self.matrices, self.s) * self.s.lift[:, None]
@@ -194,21 +225,27 @@ class OnEdges:
         """Messages, added."""
         self._collect(self.lifted, weigh(y, self.turn.alpha, self.s.n_rows), self.on_atoms)
 
-    def backward(self, y: Features, found: Turn) -> Features:
-        """Cotangent of y; those of rotation and alpha are written."""
+    def backward(self, y: Features, found: Turn, dy: Features) -> None:
+        """Cotangents of y, rotation and alpha, written."""
         alpha, n_rows = self.turn.alpha, self.s.n_rows
         self._used(found)[:] = lift_to_rows(self._outer(weigh(y, alpha, n_rows)), self.s)
         found.alpha.copy_(contract_heads(y, self.q, alpha.shape[1], n_rows))
-        return self.d_stack
+        dy.copy_(self.d_stack)
 
     def weight_gradient(self, y: Features) -> list[Tensor]:
         """None: the last layer's is the stack's."""
         return []
 
     def second(
-        self, y: Features, y_dot: Features, dots: Turn, of_on_atoms: Messages, found: Turn
-    ) -> tuple[Features, list[Tensor]]:
-        """Cotangent of y through `backward`; the others are added."""
+        self,
+        y: Features,
+        y_dot: Features,
+        dots: Turn,
+        of_on_atoms: Messages,
+        found: Turn,
+        of_y: Features,
+    ) -> list[Tensor]:
+        """Cotangent of y through `backward` is written; the others are added."""
         s, alpha, n_rows = self.s, self.turn.alpha, self.s.n_rows
         lift_dot = lift(dots.rows, s)
         q_dot = self._spread(lift_dot)
@@ -219,7 +256,8 @@ class OnEdges:
         heads = alpha.shape[1]
         found.alpha.add_(contract_heads(self.q, y_dot, heads, n_rows))
         found.alpha.add_(contract_heads(q_dot, y, heads, n_rows))
-        return weigh(self.q, dots.alpha, n_rows) + weigh(q_dot, alpha, n_rows), []
+        torch.add(weigh(self.q, dots.alpha, n_rows), weigh(q_dot, alpha, n_rows), out=of_y)
+        return []
 
     def _used(self, found: Turn) -> Tensor:
         """The rotation rows that B has."""

@@ -359,7 +359,7 @@ class DPA4(nn.Module):
             edges.profile_weight[1:],
             edges.center,
             edges.degree_scale,
-            edges.offsets,
+            edges.centers,
         )
         return torch.cat([scalars[:, None], angular], 1)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dpa4sim.kernels.edge_groups import BothEnds, EdgeGroups
+from dpa4sim.kernels.edge_order import Grouped, Listed
 from dpa4sim.kernels.triton_plan import Accuracy, EdgeGraph
 from dpa4sim.model.frames import degree_of_lm, degree_of_row, order_of_row
 
@@ -52,6 +55,22 @@ class EdgeFeatures:
     keep_bytes: int = 0
     sparing: bool = False
     learning: bool = False
+
+    @cached_property
+    def order(self) -> Grouped | Listed:
+        """In which order the edges pass in training: grouped where the host knows the list."""
+        if not (self.offsets and self.offsets[-1]):
+            return Listed(self.center, self.neighbor)
+        n = self.offsets[-1]  # behind it is padding
+        ends = BothEnds.build(self.center[:n], self.neighbor[:n], len(self.offsets) - 1)
+        return Grouped(ends, self.rows.detach())
+
+    @property
+    def centers(self) -> tuple[int, ...] | EdgeGroups | None:
+        """How sums over a center's edges find them: in groups in training, else by offsets."""
+        if self.learning and isinstance(self.order, Grouped):
+            return self.order.ends.by_center
+        return self.offsets
 
     def project(
         self, weight: Float[Tensor, "degree channel column"]

@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from dpa4sim.kernels import group_sums
+from dpa4sim.kernels.edge_groups import EdgeGroups
 from dpa4sim.kernels.row_chunks import center_cuts, in_chunks
 from dpa4sim.kernels.segments import sum_outer
 from dpa4sim.model.edge_features import EdgeFeatures
@@ -37,9 +39,11 @@ def sum_products(
     b: Float[Tensor, "edge q"],
     center: Int[Tensor, " edge"],
     n_atoms: int,
-    offsets: Sequence[int] | None,
+    offsets: Sequence[int] | EdgeGroups | None,
 ) -> Float[Tensor, "atom p q"]:
-    """sum_j a_ij (x) b_ij at each center, by the hand-written kernel where offsets are given."""
+    """sum_j a_ij (x) b_ij at each center, by products of matrices where the list is known."""
+    if isinstance(offsets, EdgeGroups):
+        return group_sums.sum_outer(a, b, offsets, n_atoms)
     if offsets is not None:
         return sum_outer(a, b, offsets)
     return sum_edges(a[:, :, None] * b[:, None, :], center, n_atoms)
@@ -62,7 +66,7 @@ def angular_seed(
     profile_weight: Float[Tensor, "degree hidden channel"],
     center: Int[Tensor, " edge"],
     scale: Float[Tensor, " atom"],
-    offsets: Sequence[int] | None = None,
+    offsets: Sequence[int] | EdgeGroups | None = None,
 ) -> Float[Tensor, "atom lm channel"]:
     """Seed the l >= 1 features from the directions of the neighbours.  Eq. 13
 
@@ -169,7 +173,7 @@ class EnvironmentSeed(nn.Module):
         center, neighbor, offsets = edges.center, edges.neighbor, edges.offsets
         if not edges.sparing or offsets is None:
             hidden = self.edge_features(basis, self.species_table[species], center, neighbor)
-            return sum_products(radial_vector, hidden, center, species.shape[0], offsets)
+            return sum_products(radial_vector, hidden, center, species.shape[0], edges.centers)
         rows_of = species.index_select(0, center), species.index_select(0, neighbor)
 
         def of_centers(basis: Tensor, vector: Tensor, rows: slice, atoms: slice) -> Tensor:

@@ -22,7 +22,8 @@ from torch.nn.functional import softplus
 
 from dpa4sim.config import DPA4Config
 from dpa4sim.kernels.edge_convolution import Plan, edge_convolution
-from dpa4sim.kernels.edge_training import Passes, TrainingPlan, convolve, slabs_of
+from dpa4sim.kernels.edge_order import Listed
+from dpa4sim.kernels.edge_training import Passes, TrainingPlan, convolve
 from dpa4sim.kernels.frame_products import FrameShape
 from dpa4sim.kernels.row_chunks import pair_dot
 from dpa4sim.kernels.so2_training import StackShape
@@ -214,11 +215,11 @@ class EMFA(nn.Module):
         L, M = product.max_degree, product.max_order
         return TrainingPlan(
             frame=FrameShape(C, product.terms, L, M, self.frame_lift, self.degree_of_lm),
-            stack=StackShape(C, L, M, self.product_dtype, ends_linear=edges.offsets is None),
+            stack=StackShape(C, L, M, self.product_dtype, isinstance(edges.order, Listed)),
             n_layers=self.stack.n_layers,
             scaled=len(self.stack.scales) > 0,
             passes=passes,
-            slabs=slabs_of(edges.center, edges.neighbor, edges.offsets),
+            order=edges.order,
         )
 
     def _scatter(self, edges: EdgeFeatures) -> Float[Tensor, "edge focus one"]:

@@ -132,7 +132,7 @@ class MomentFeatures(nn.Module):
         if edges is not None:
             weighed = edges.gated_weight[:, None] * rows.index_select(0, edges.neighbor)
             tables = self.of_neighbor[species].index_select(0, edges.neighbor)
-            around = sum_products(weighed, tables, edges.center, len(species), edges.offsets)
+            around = sum_products(weighed, tables, edges.center, len(species), edges.centers)
             added = added + edges.degree_scale[:, None, None] * around
         return torch.cat([x[:, :1], x[:, 1:4] + added, x[:, 4:]], 1)
 

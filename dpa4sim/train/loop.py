@@ -156,7 +156,7 @@ class Trainer:
         """Add a batch's share to the gradient; what it adds to the loss."""
         found = self.predict(labelled)
         share = self.share(found, total)
-        share.backward()  # type: ignore[no-untyped-call]
+        share.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
         self.errors.add(found)
         self.atoms += len(labelled.batch.positions)
         return share.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from models import BASE, edge_features, largest, molecule, node_features, random
 from dpa4sim.batch import Batch
 from dpa4sim.config import DPA4Config
 from dpa4sim.edges import neighbors
-from dpa4sim.kernels import edge_training, message_training
+from dpa4sim.kernels import edge_order, message_training
+from dpa4sim.kernels.edge_groups import BothEnds
 from dpa4sim.kernels.edge_training import Passes, force_pass
 from dpa4sim.model.emfa import EMFA
 
@@ -77,7 +79,7 @@ def deviation(case: str, offsets_known: bool) -> float:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", CASES)
 def test_derivatives_are_those_of_autograd(case, way, monkeypatch):
-    monkeypatch.setattr(edge_training.slabs_of, "__defaults__", (9,))
+    monkeypatch.setattr(BothEnds, "build", partial(BothEnds.build, most=9))
     assert deviation(case, WAYS[way]) < EXACT
 
 
@@ -87,7 +89,7 @@ def test_the_last_layer_acts_on_atoms_where_offsets_are_known(monkeypatch):
     for name in ("AtCenters", "OnEdges"):
         real = getattr(message_training, name)
         spy = lambda *a, name=name, real=real: made.append(name) or real(*a)
-        monkeypatch.setattr(edge_training, name, spy)
+        monkeypatch.setattr(edge_order, name, spy)
     of_a_step(BASE, True)
     assert set(made) == {"AtCenters"}
     made.clear()

@@ -87,7 +87,12 @@ def test_environment_seed(norm, bias, offsets, sparing, monkeypatch):
     basis, radial_vector, scale = numbers(5, 5), numbers(5, 4, seed=1), numbers(3, seed=2).abs()
     features, species = numbers(3, C, seed=3), torch.tensor([2, 0, 1])
     edges: Any = SimpleNamespace(
-        center=CENTER, neighbor=NEIGHBOR, offsets=offsets, sparing=sparing, degree_scale=scale
+        center=CENTER,
+        neighbor=NEIGHBOR,
+        offsets=offsets,
+        centers=offsets,
+        sparing=sparing,
+        degree_scale=scale,
     )
     got = seed(features, basis, radial_vector, species, edges, 1e-7)
 

@@ -3,6 +3,7 @@
 import contextlib
 import statistics
 from dataclasses import replace
+from functools import partial
 
 import jaxtyping
 import pytest
@@ -12,6 +13,7 @@ from models import BASE, OPTION_SETS, crystal, molecule, random_model
 from dpa4sim.batch import Batch
 from dpa4sim.edges import Edges, neighbors
 from dpa4sim.errors import ConfigError
+from dpa4sim.kernels.edge_groups import BothEnds
 from dpa4sim.kernels.precision import matmul_precision
 from dpa4sim.model import DPA4
 from dpa4sim.potential import Potential
@@ -105,13 +107,11 @@ def test_sums_by_index_are_the_same():
     assert worst(gradients(model, batches()[1]), wanted) < EXACT
 
 
-def test_many_slabs_are_the_same(monkeypatch):
-    from dpa4sim.kernels import edge_training
-
+def test_many_groups_are_the_same(monkeypatch):
     model = random_model(OPTION_SETS["neo"])
     wanted = gradients(model, batches()[1])
     prepare(model, compile=False)
-    monkeypatch.setattr(edge_training.slabs_of, "__defaults__", (20,))
+    monkeypatch.setattr(BothEnds, "build", partial(BothEnds.build, most=20))
     assert worst(gradients(model, batches()[1]), wanted) < EXACT
 
 
