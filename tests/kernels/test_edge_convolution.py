@@ -135,8 +135,8 @@ def test_weights_are_prepared_once_and_again_when_they_change(monkeypatch):
 
 def test_the_kernel_is_what_runs(monkeypatch):
     calls = []
-    real = edge_convolution.fold
-    monkeypatch.setattr(edge_convolution, "fold", lambda *a: calls.append(1) or real(*a))
+    real = edge_convolution.gather
+    monkeypatch.setattr(edge_convolution, "gather", lambda *a: calls.append(1) or real(*a))
     model = random_model(BASE).requires_grad_(False)
     batch = molecule()
     evaluate(model, batch, neighbors(batch, model.config.cutoff), by_kernel=True)
@@ -179,7 +179,7 @@ def test_padded_edges_are_silent(monkeypatch):
 
 
 def test_training_takes_autograd(monkeypatch):
-    monkeypatch.setattr(edge_convolution, "fold", lambda *_: pytest.fail("the kernel ran"))
+    monkeypatch.setattr(edge_convolution, "gather", lambda *_: pytest.fail("the kernel ran"))
     model = random_model(BASE).requires_grad_(True)
     batch = molecule()
     edges = neighbors(batch, model.config.cutoff)
