@@ -7,6 +7,7 @@ Store holds no HDF5 handle: it may be read by several threads, forked and pickle
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -85,10 +86,6 @@ class Store:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}
-
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            os.close(self._handle)  # type: ignore[arg-type]
 
     def _read_header(self, file: Any) -> None:
         if file.attrs.get("format") != FORMAT or file.attrs["version"] != VERSION:
@@ -249,6 +246,7 @@ class Store:
         place, width = self._places[name], self._bytes(name)
         if self._handle is None:
             self._handle = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._handle)  # a __del__ may outlive `os` itself
         parts = [
             os.pread(self._handle, (stop - start) * width, place.offset + start * width)
             for start, stop in runs

@@ -230,6 +230,16 @@ def test_a_store_can_be_pickled_and_forked(path, frames):
     assert os.waitpid(child, 0)[1] == 0
 
 
+def test_a_store_closes_its_file(path, frames):
+    write_store(path, frames)
+    before = os.listdir("/proc/self/fd")
+    store = Store(path)
+    store.batch([0])
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+    del store
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
 def test_a_broken_frame_stops_the_conversion_and_leaves_nothing(tmp_path):
     images = mixed(5)
     images[3].positions[1] = images[3].positions[0]
