@@ -182,9 +182,7 @@ CLAIMS = (
         "inference-tuned",
         _inference("eager", 2.5),
     ),
-    Claim(
-        "the same, DeePMD-kit compiled", ">= 2.2", "inference-tuned", _inference("compiled", 2.2)
-    ),
+    Claim("the same, both compiled", ">= 2.2", "inference-tuned", _inference("both compiled", 2.2)),
     Claim(
         "the same, eager, default allocator as users meet both",
         ">= 4",
