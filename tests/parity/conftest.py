@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +10,8 @@ import numpy as np
 import pytest
 
 from dpa4sim.potential import Prediction
+
+from .peers import kept_answers, run_script
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -87,19 +85,6 @@ def peer_python() -> Path | None:
     return local if local.is_file() else None
 
 
-def run_peer(python: Path, *words: str | Path) -> None:
-    """Run peer.py in DeePMD-kit's environment; its last words are the error message."""
-    done = subprocess.run(
-        [str(python), str(SCRIPT), *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    if done.returncode != 0:
-        pytest.fail(f"peer.py {words[0]} failed:\n{done.stderr[-2000:]}", pytrace=False)
-
-
 @pytest.fixture(scope="session")
 def deepmd_python() -> Path:
     """DeePMD-kit's python, or skip."""
@@ -112,18 +97,9 @@ def deepmd_python() -> Path:
 @pytest.fixture(scope="session")
 def peer_answers(deepmd_python: Path, request: pytest.FixtureRequest) -> Path:
     """Folder of NAME.pt and NAME.npz, made anew when peer.py or the option sets change."""
-    cache: pytest.Cache = request.config.cache  # type: ignore[assignment]
-    root = cache.mkdir("parity")
-    digest = hashlib.sha256(str(deepmd_python).encode())
-    for source in (SCRIPT, HERE / "option_sets.py"):
-        digest.update(source.read_bytes())
-    folder = root / digest.hexdigest()[:16]
-    with open(root / "lock", "w") as lock:  # pytest-xdist: one worker builds, the others wait
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            for stale in root.glob("[0-9a-f]*"):
-                shutil.rmtree(stale)
-            partial = root / "partial"
-            run_peer(deepmd_python, "build", partial)
-            partial.rename(folder)
-    return folder
+    sources = (SCRIPT, SCRIPT.with_name("option_sets.py"))
+
+    def make(folder: Path) -> None:
+        run_script(deepmd_python, SCRIPT, "build", folder)
+
+    return kept_answers(request, "parity", deepmd_python, sources, make)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +14,12 @@ from dpa4sim.cli import main
 from dpa4sim.potential import load
 
 from .conftest import complaints, difference, read_numbers
-from .option_sets import TYPE_MAP
-from .test_embed_and_property import batch_of
+from .peers import batch_of, kept_answers, run_script, write_system
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
 SCRIPT = Path(__file__).with_name("branches_peer.py")
+SOURCES = (SCRIPT, Path(__file__), SCRIPT.with_name("option_sets.py"))
 KINDS = ("own", "film", "film_direct", "concat", "trained")
 BRANCHES = ("water", "alloy", "crystals")
 TOLERANCE = 1e-11
@@ -35,54 +30,19 @@ TELLS_APART = 1e-9
 
 def write_frames(folder: Path) -> None:
     """A DeePMD system with energies and forces that mean nothing."""
-    rng = np.random.default_rng(3)
-    folder.mkdir()
-    cell = np.array([[5.2, 0, 0], [0.4, 5.4, 0], [0.1, -0.3, 5.6]])
-    sites = np.array([[i, j, k] for i in (0, 0.5) for j in (0, 0.5) for k in (0, 0.5)])[:7] @ cell
-    (folder / "type.raw").write_text("0\n1\n1\n3\n4\n1\n2\n")
-    (folder / "type_map.raw").write_text("\n".join(TYPE_MAP) + "\n")
-    part = folder / "set.000"
-    part.mkdir()
-    np.save(part / "coord.npy", (sites + 0.25 * rng.normal(size=(4, 7, 3))).reshape(4, -1))
-    np.save(part / "box.npy", np.tile(cell.reshape(1, 9), (4, 1)))
-    np.save(part / "energy.npy", rng.normal(size=4))
-    np.save(part / "force.npy", rng.normal(size=(4, 21)))
+    rng = np.random.default_rng(4)
+    write_system(folder, [{"energy": rng.normal(size=4), "force": rng.normal(size=(4, 21))}])
 
 
 @pytest.fixture(scope="module")
 def answers(deepmd_python: Path, request: pytest.FixtureRequest) -> Path:
     """Folder of checkpoints and DeePMD-kit's answers, kept by pytest's cache."""
-    cache: pytest.Cache = request.config.cache  # type: ignore[assignment]
-    root = cache.mkdir("parity_branches")
-    digest = hashlib.sha256(str(deepmd_python).encode())
-    for source in (SCRIPT, Path(__file__), SCRIPT.with_name("option_sets.py")):
-        digest.update(source.read_bytes())
-    folder = root / digest.hexdigest()[:16]
-    with open(root / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            for stale in root.glob("[0-9a-f]*"):
-                shutil.rmtree(stale)
-            partial = root / "partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            write_frames(partial / "frames")
-            run_script(deepmd_python, partial, partial / "frames")
-            partial.rename(folder)
-    return folder
 
+    def make(folder: Path) -> None:
+        write_frames(folder / "frames")
+        run_script(deepmd_python, SCRIPT, folder, folder / "frames")
 
-def run_script(python: Path, *words: object) -> None:
-    """branches_peer.py in DeePMD-kit's environment; its last words are the error message."""
-    done = subprocess.run(
-        [str(python), str(SCRIPT), *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    if done.returncode:
-        pytest.fail(f"branches_peer.py failed:\n{done.stderr[-2000:]}", pytrace=False)
+    return kept_answers(request, "parity_branches", deepmd_python, SOURCES, make)
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
@@ -107,7 +67,7 @@ def test_deepmd_reads_one_branch_that_we_export(
     answers: Path, deepmd_python: Path, tmp_path: Path
 ) -> None:
     write_deepmd(*read_deepmd(answers / "concat.pt", "alloy"), tmp_path / "one.pt")
-    run_script(deepmd_python, "eval", tmp_path / "one.pt", tmp_path / "one.npz")
+    run_script(deepmd_python, SCRIPT, "eval", tmp_path / "one.pt", tmp_path / "one.npz")
     agree(tmp_path / "one.npz", answers / "concat.alloy.npz")
 
 
@@ -118,7 +78,7 @@ def test_deepmd_reads_all_branches_that_we_export(
     assert main(["convert", str(answers / "film.pt"), str(ours)]) == 0
     assert branch_names(ours) == BRANCHES
     assert main(["convert", str(ours), str(theirs)]) == 0
-    run_script(deepmd_python, "eval", theirs, tmp_path / "one.npz", "crystals")
+    run_script(deepmd_python, SCRIPT, "eval", theirs, tmp_path / "one.npz", "crystals")
     agree(tmp_path / "one.npz", answers / "film.crystals.npz")
 
 

@@ -6,11 +6,6 @@ says what that means, and that the same weights without the mirror rotate as the
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,8 +37,8 @@ from dpa4sim.train.dens import (
 from dpa4sim.train.loss import Weights
 from dpa4sim.train.settings import read_settings
 
-from .conftest import Numbers, difference, read_numbers
-from .option_sets import ATOMIC_NUMBERS, TYPE_MAP
+from .conftest import difference, read_numbers
+from .peers import batch_of, kept_answers, run_script, write_system
 
 pytestmark = [
     pytest.mark.peer,
@@ -52,6 +47,7 @@ pytestmark = [
 ]
 
 SCRIPT = Path(__file__).with_name("dens_peer.py")
+SOURCES = (SCRIPT, Path(__file__), SCRIPT.with_name("option_sets.py"))
 MODELS = ("base", "schedule", "extra", "trained")
 FITTED = 1e-10
 """The same least squares by another solver."""
@@ -59,63 +55,17 @@ TOLERANCE = 1e-11
 """Two float64 programs that add in different orders."""
 
 
-def write_frames(folder: Path) -> None:
-    """A DeePMD system with energies and forces."""
-    rng = np.random.default_rng(3)
-    part = folder / "set.000"
-    part.mkdir(parents=True)
-    cell = np.array([[5.2, 0, 0], [0.4, 5.4, 0], [0.1, -0.3, 5.6]])
-    sites = np.array([[i, j, k] for i in (0, 0.5) for j in (0, 0.5) for k in (0, 0.5)])[:7] @ cell
-    (folder / "type.raw").write_text("0\n1\n1\n3\n4\n1\n2\n")
-    (folder / "type_map.raw").write_text("\n".join(TYPE_MAP) + "\n")
-    n = 6
-    np.save(part / "coord.npy", (sites + 0.25 * rng.normal(size=(n, 7, 3))).reshape(n, -1))
-    np.save(part / "box.npy", np.tile(cell.reshape(1, 9), (n, 1)))
-    np.save(part / "energy.npy", 3 * rng.normal(size=n) - 40)
-    np.save(part / "force.npy", rng.normal(size=(n, 21)))
-
-
 @pytest.fixture(scope="module")
 def answers(deepmd_python: Path, request: pytest.FixtureRequest) -> Path:
     """Folder of checkpoints and DeePMD-kit's answers, kept by pytest's cache."""
-    cache: pytest.Cache = request.config.cache  # type: ignore[assignment]
-    root = cache.mkdir("parity_dens")
-    digest = hashlib.sha256(str(deepmd_python).encode())
-    for source in (SCRIPT, Path(__file__), SCRIPT.with_name("option_sets.py")):
-        digest.update(source.read_bytes())
-    folder = root / digest.hexdigest()[:16]
-    with open(root / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            for stale in root.glob("[0-9a-f]*"):
-                shutil.rmtree(stale)
-            partial = root / "partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            write_frames(partial / "frames")
-            run_script(deepmd_python, partial, partial / "frames")
-            partial.rename(folder)
-    return folder
 
+    def make(folder: Path) -> None:
+        rng = np.random.default_rng(4)
+        labels = {"energy": 3 * rng.normal(size=6) - 40, "force": rng.normal(size=(6, 21))}
+        write_system(folder / "frames", [labels])
+        run_script(deepmd_python, SCRIPT, folder, folder / "frames")
 
-def run_script(python: Path, *words: object) -> None:
-    """dens_peer.py in DeePMD-kit's environment; its last words are the error message."""
-    done = subprocess.run(
-        [str(python), str(SCRIPT), *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    if done.returncode:
-        pytest.fail(f"dens_peer.py failed:\n{done.stderr[-2000:]}", pytrace=False)
-
-
-def batch_of(given: Numbers) -> Batch:
-    """A structure of an .npz file."""
-    periodic = given["box"].size > 0
-    numbers = [ATOMIC_NUMBERS[TYPE_MAP[kind]] for kind in given["atype"]]
-    box = torch.as_tensor(given["box"]) if periodic else None
-    return Batch.single(torch.as_tensor(given["coord"]), torch.tensor(numbers), box, pbc=periodic)
+    return kept_answers(request, "parity_dens", deepmd_python, SOURCES, make)
 
 
 def of_noisy(model: DirectModel, batch: Batch, forces: object, noisy: object) -> DirectOutput:
@@ -185,7 +135,7 @@ def test_deepmd_reads_what_we_export(answers: Path, deepmd_python: Path, tmp_pat
     for name in names:
         write_deepmd(*read_deepmd(answers / f"{name}.pt"), tmp_path / f"{name}.pt")
     words = [tmp_path / f"{name}.{kind}" for name in names for kind in ("pt", "npz")]
-    run_script(deepmd_python, "eval", *words)
+    run_script(deepmd_python, SCRIPT, "eval", *words)
     for name in names:
         expected = read_numbers(answers / f"{name}.npz")
         for structure, got in read_numbers(tmp_path / f"{name}.npz").items():

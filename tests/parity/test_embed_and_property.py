@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-import torch
 
 from dpa4sim.adapters.deepmd import read_deepmd, write_deepmd
-from dpa4sim.batch import Batch
 from dpa4sim.cli import main
 from dpa4sim.config import PropertyConfig
 from dpa4sim.data.frame import LabelKeys
@@ -27,11 +20,13 @@ from dpa4sim.potential import Potential, load
 from dpa4sim.property import PropertyModel, load_property
 
 from .conftest import Numbers, difference, read_numbers
-from .option_sets import ATOMIC_NUMBERS, TYPE_MAP
+from .option_sets import TYPE_MAP
+from .peers import batch_of, kept_answers, run_script, write_system
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
 SCRIPT = Path(__file__).with_name("property_peer.py")
+SOURCES = (SCRIPT, Path(__file__), SCRIPT.with_name("option_sets.py"))
 HEADS = ("intensive", "extensive", "one_bias", "direct", "trained")
 TOLERANCE = 1e-11
 """Two float64 programs that add in different orders; 3e-14 is what we see."""
@@ -41,65 +36,17 @@ ORDER = 6
 """Frames of the first set; the second holds the rest."""
 
 
-def write_frames(folder: Path) -> None:
-    """A DeePMD system of two sets with three labels per frame, and no energies."""
-    rng = np.random.default_rng(3)
-    folder.mkdir()
-    cell = np.array([[5.2, 0, 0], [0.4, 5.4, 0], [0.1, -0.3, 5.6]])
-    sites = np.array([[i, j, k] for i in (0, 0.5) for j in (0, 0.5) for k in (0, 0.5)])[:7] @ cell
-    (folder / "type.raw").write_text("0\n1\n1\n3\n4\n1\n2\n")
-    (folder / "type_map.raw").write_text("\n".join(TYPE_MAP) + "\n")
-    for name, n in (("set.000", ORDER), ("set.001", 4)):
-        part = folder / name
-        part.mkdir()
-        coord = sites + 0.25 * rng.normal(size=(n, 7, 3))
-        np.save(part / "coord.npy", coord.reshape(n, -1))
-        np.save(part / "box.npy", np.tile(cell.reshape(1, 9), (n, 1)))
-        np.save(part / "gap.npy", rng.normal(size=(n, 3)) * [1, 2, 3] + [1, 5, -4])
-
-
 @pytest.fixture(scope="module")
 def answers(deepmd_python: Path, request: pytest.FixtureRequest) -> Path:
     """Folder of checkpoints and DeePMD-kit's answers, kept by pytest's cache."""
-    cache: pytest.Cache = request.config.cache  # type: ignore[assignment]
-    root = cache.mkdir("parity_property")
-    digest = hashlib.sha256(str(deepmd_python).encode())
-    for source in (SCRIPT, Path(__file__), SCRIPT.with_name("option_sets.py")):
-        digest.update(source.read_bytes())
-    folder = root / digest.hexdigest()[:16]
-    with open(root / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            for stale in root.glob("[0-9a-f]*"):
-                shutil.rmtree(stale)
-            partial = root / "partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            write_frames(partial / "frames")
-            run_script(deepmd_python, partial, partial / "frames")
-            partial.rename(folder)
-    return folder
 
+    def make(folder: Path) -> None:
+        rng = np.random.default_rng(4)
+        gaps = [rng.normal(size=(n, 3)) * [1, 2, 3] + [1, 5, -4] for n in (ORDER, 4)]
+        write_system(folder / "frames", [{"gap": gap} for gap in gaps])  # and no energies
+        run_script(deepmd_python, SCRIPT, folder, folder / "frames")
 
-def run_script(python: Path, *words: object) -> None:
-    """property_peer.py in DeePMD-kit's environment; its last words are the error message."""
-    done = subprocess.run(
-        [str(python), str(SCRIPT), *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    if done.returncode:
-        pytest.fail(f"property_peer.py failed:\n{done.stderr[-2000:]}", pytrace=False)
-
-
-def batch_of(given: Numbers) -> Batch:
-    """A structure of an .npz file."""
-    periodic = given["box"].size > 0
-    numbers = [ATOMIC_NUMBERS[TYPE_MAP[kind]] for kind in given["atype"]]
-    box = torch.as_tensor(given["box"]) if periodic else None
-    return Batch.single(torch.as_tensor(given["coord"]), torch.tensor(numbers), box, pbc=periodic)
+    return kept_answers(request, "parity_property", deepmd_python, SOURCES, make)
 
 
 def off(model: Potential | PropertyModel, stored: dict[str, Numbers]) -> dict[str, float]:
@@ -167,7 +114,7 @@ def test_statistics_are_those_of_dp_train(answers: Path, tmp_path: Path) -> None
 def test_deepmd_reads_what_we_export(answers: Path, deepmd_python: Path, tmp_path: Path) -> None:
     for name in ("intensive", "one_bias"):
         write_deepmd(*read_deepmd(answers / f"{name}.pt"), tmp_path / f"{name}.pt")
-        run_script(deepmd_python, "eval", tmp_path / f"{name}.pt", tmp_path / f"{name}.npz")
+        run_script(deepmd_python, SCRIPT, "eval", tmp_path / f"{name}.pt", tmp_path / f"{name}.npz")
         expected = read_numbers(answers / f"{name}.npz")
         for structure, got in read_numbers(tmp_path / f"{name}.npz").items():
             for quantity, value in expected[structure].items():

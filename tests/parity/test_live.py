@@ -12,7 +12,7 @@ from dpa4sim.batch import Batch
 from dpa4sim.errors import ModelError
 from dpa4sim.potential import Prediction
 
-from .conftest import complaints, difference, read_numbers, run_peer
+from .conftest import SCRIPT, complaints, difference, read_numbers
 from .option_sets import (
     N_RANDOM_SETS,
     TOLERANCE,
@@ -23,6 +23,7 @@ from .option_sets import (
     structures,
     unlisted_sets,
 )
+from .peers import run_script
 
 pytestmark = pytest.mark.peer
 
@@ -84,7 +85,7 @@ def test_deepmd_reads_what_we_export(
         exported = tmp_path / f"{name}.pt"
         write_deepmd(*read_deepmd(peer_answers / f"{name}.pt"), exported)
         words += [exported, peer_answers / f"{name}.npz", tmp_path / f"{name}.npz"]
-    run_peer(deepmd_python, "eval", *words)
+    run_script(deepmd_python, SCRIPT, "eval", *words)
     for name in ROUND_TRIP_SETS:
         expected = read_numbers(peer_answers / f"{name}.npz")
         got = read_numbers(tmp_path / f"{name}.npz")

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +13,7 @@ from dpa4sim.batch import Batch
 from dpa4sim.potential import Potential, load
 
 from .conftest import REPOSITORY, Numbers, difference, read_numbers
+from .peers import kept_answers, run_script
 
 pytestmark = pytest.mark.peer
 
@@ -36,36 +32,17 @@ TOLERANCE = 1e-11
 @pytest.fixture(scope="module")
 def answers(deepmd_python: Path, request: pytest.FixtureRequest) -> Path:
     """Folder of checkpoints and DeePMD-kit's answers, kept by pytest's cache."""
-    cache: pytest.Cache = request.config.cache  # type: ignore[assignment]
-    root = cache.mkdir("parity_spin")
-    digest = hashlib.sha256(f"{deepmd_python}{SYSTEM.is_dir()}".encode())
-    for source in (SCRIPT, *map(SCRIPT.with_name, ("option_sets.py", "peer.py"))):
-        digest.update(source.read_bytes())
-    folder = root / digest.hexdigest()[:16]
-    with open(root / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            for stale in root.glob("[0-9a-f]*"):
-                shutil.rmtree(stale)
-            partial = root / "partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            run_script(deepmd_python, "build", partial)
-            partial.rename(folder)
-    return folder
+
+    def make(folder: Path) -> None:
+        run_script(deepmd_python, SCRIPT, "build", folder, *system())
+
+    sources = (SCRIPT, *map(SCRIPT.with_name, ("option_sets.py", "peer.py")))
+    return kept_answers(request, "parity_spin", (deepmd_python, system()), sources, make)
 
 
-def run_script(python: Path, *words: object) -> None:
-    """spin_peer.py in DeePMD-kit's environment; its last words are the error message."""
-    system = [str(SYSTEM)] if SYSTEM.is_dir() else []
-    done = subprocess.run(
-        [str(python), str(SCRIPT), *map(str, words), *system],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    if done.returncode:
-        pytest.fail(f"spin_peer.py failed:\n{done.stderr[-2000:]}", pytrace=False)
+def system() -> list[Path]:
+    """Where there is one."""
+    return [SYSTEM] if SYSTEM.is_dir() else []
 
 
 def batch_of(given: Numbers) -> Batch:
@@ -126,7 +103,7 @@ def test_deepmd_reads_what_we_export(answers: Path, deepmd_python: Path, tmp_pat
     names = ["virtual_pairs", "virtual_zbl", "native", "native_no_seed", "native_1_1"]
     for name in names:
         write_deepmd(*read_deepmd(answers / f"{name}.pt"), tmp_path / f"{name}.pt")
-    run_script(deepmd_python, "eval", tmp_path)
+    run_script(deepmd_python, SCRIPT, "eval", tmp_path, *system())
     for name in names:
         expected = read_numbers(answers / f"{name}.npz")
         for structure, got in read_numbers(tmp_path / f"{name}.npz").items():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +25,7 @@ from dpa4sim.train.run import TrainingRun
 from dpa4sim.train.settings import read_settings
 
 from .conftest import difference
+from .peers import run_script
 
 pytestmark = pytest.mark.peer
 
@@ -90,15 +89,7 @@ def answers(deepmd_python: Path, tmp_path_factory) -> Path:
         network = result.potential.model
         write_deepmd(network.config, network.state_dict(), folder / f"{scheme}.pt")
     as_deepmd(Store(source), folder / "frames.npz")
-    done = subprocess.run(
-        [str(deepmd_python), str(SCRIPT), str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    if done.returncode:
-        pytest.fail(f"spin_training_peer.py failed:\n{done.stderr[-2000:]}", pytrace=False)
+    run_script(deepmd_python, SCRIPT, folder)
     return folder
 
 
