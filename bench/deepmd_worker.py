@@ -22,6 +22,7 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever DeePMD-kit prints goes to stderr
     potential = DeepPot(sys.argv[1])
+    torch.set_float32_matmul_precision(os.environ.get("MATMUL_PRECISION", "highest"))
     data = np.load(sys.argv[2])
     names = sorted({key.split("/")[0] for key in data.files})
     types = potential.get_type_map()
