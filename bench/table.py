@@ -253,7 +253,7 @@ TAIL = """
 
 - **Inference**: {share}. A tenth is outside the edges; the rest is activations, gathers, rotations
   and the additions around Gauss' products (docs/kernels.md has them as single kernels for CUDA); on
-  a processor `compile=True` makes single loops of them, once for each shape of network: 4 to 8 %
+  a processor `compile=True` makes single loops of them, once for each shape of network: 3 to 8 %
   of the whole in Neo and Air.
 - **Accuracy "fast"** multiplies bfloat16 numbers on processors with AMX, in products that are large
   enough, and equals "exact" on others: there PyTorch's "medium" is float32 by another library,
