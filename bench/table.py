@@ -184,6 +184,12 @@ CLAIMS = (
     ),
     Claim("the same, both compiled", ">= 2.2", "inference-tuned", _inference("both compiled", 2.2)),
     Claim(
+        'the same, eager, "medium" matrix products there and accuracy="fast" here',
+        ">= 2",
+        "inference-tuned-medium",
+        _inference("eager", 2.0),
+    ),
+    Claim(
         "the same, eager, default allocator as users meet both",
         ">= 4",
         "inference-default",
